@@ -1,0 +1,45 @@
+# Every target makes its own .venv; nothing is needed beforehand but Python (3.10 or later), pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help venv data demo test test-all check docs bench clean
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+venv: $(INSTALLED) ## Make or update .venv
+
+data: $(INSTALLED) ## Fetch the model and the text that demo and tests use (cached outside the tree)
+	$(BIN)/python scripts/data.py
+
+demo: data ## Draw tickets from SmolLM2-135M and compare their perplexity
+	$(BIN)/lottery-tickets demo --output tickets
+
+test: data ## Tests and documents' examples, under 10 minutes
+	$(BIN)/pytest --cov --cov-report=term
+
+test-all: data ## Slow proofs too
+	$(BIN)/pytest -m ''
+
+check: $(INSTALLED) ## Format, lint, types, import directions, documents
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: $(INSTALLED) ## Serve the documents on localhost
+	$(BIN)/mkdocs serve
+
+bench: data ## Run the benchmarks; results go to benchmarks/results/
+	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/evaluation.py
+
+clean: ## Remove everything the targets made in the tree
+	rm -rf .venv site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage tickets

@@ -1,0 +1,64 @@
+"""What can go wrong, one class per kind of mistake.
+
+Every message names the object, what was expected, what came and the remedy. All derive from
+`LotteryTicketError`, and each also from the built-in that describes it, so `except ValueError` works.
+"""
+
+from __future__ import annotations
+
+
+class LotteryTicketError(Exception):
+    """Base of every exception of this library."""
+
+
+class SparsityError(LotteryTicketError, ValueError):
+    """A sparsity, density or rank that cannot be met."""
+
+
+class WeightsError(LotteryTicketError, ValueError):
+    """Weights that cannot be ranked: NaN, no data (meta), or a data type without magnitudes."""
+
+
+class ParameterSelectionError(LotteryTicketError, ValueError):
+    """A pattern or predicate that selects nothing, or a parameter that cannot be pruned."""
+
+
+class MaskError(LotteryTicketError, ValueError):
+    """Mask contents that are not one bit per weight."""
+
+
+class MaskMismatchError(LotteryTicketError, ValueError):
+    """A mask and a model, or two masks, that do not speak of the same tensors."""
+
+
+class MaskFileError(LotteryTicketError, ValueError):
+    """A ticket file that is damaged, incomplete or of an unknown format."""
+
+
+class MaskAppliedError(LotteryTicketError, RuntimeError):
+    """A mask is applied where one already is, or cannot be held by the module."""
+
+
+class BatchError(LotteryTicketError, TypeError):
+    """A batch or model output of a form the library does not know."""
+
+
+class EvaluationError(LotteryTicketError, ValueError):
+    """A measurement without a value: no batches, or a loss that is not finite."""
+
+
+class CheckpointError(LotteryTicketError, ValueError):
+    """A checkpoint folder that cannot be read or written as asked."""
+
+
+class MissingExtraError(LotteryTicketError, ImportError):
+    """A feature whose optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is needed for this and is not installed: pip install 'lottery-tickets[{extra}]'"
+        )
+
+
+class LayerCollapseWarning(UserWarning):
+    """A tensor lost all its weights under one global threshold."""
