@@ -1,0 +1,239 @@
+"""Compiled loops over bit patterns: compare and pack, count, select.
+
+A weight is read as the integer with its bits. Without the sign bit these integers are ordered as the
+magnitudes are, so every comparison here is one of integers: no NaN rules, no flushed subnormals.
+
+numba compiles the loops for the machine they run on and caches them on disk. The comparison of 64 weights at
+a time is written in LLVM's vector types: `<64 x i1>` is one 64-bit word of a packed mask, which the compiler
+makes with the widest registers it finds. All kernels release the GIL and touch only their arguments, so any
+number of Python threads may run them.
+
+Arrays are one-dimensional and C-contiguous: weights int16, int32 or int64, packed bits uint8, eight to a byte,
+the first weight in the lowest bit.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("lottery_tickets packs bits in the order of little-endian machines; this one is not.")
+
+LANES = 64
+# Equal neighbours would wait for each other's store to the same counter: four histograms take turns, and the
+# odd stride keeps them from sharing cache sets when nearly all weights are zero.
+WAYS = 4
+STRIDE_PADDING = 8
+
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+_BITS = ir.VectorType(ir.IntType(1), LANES)
+
+
+def _lanes_at(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> tuple[Any, Any]:
+    """Pointer to the 64 elements from `index` on, as one vector, and the type of that vector."""
+    element = context.get_value_type(array_type.dtype)
+    vector = ir.VectorType(element, LANES)
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer()), vector
+
+
+@intrinsic
+def _above64(_context: Any, array: Any, index: Any, threshold: Any) -> tuple[Any, Callable[..., Any]]:
+    """Word whose bit j tells whether weight index + j, sign dropped, is greater than the threshold."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, vector = _lanes_at(context, builder, signature.args[0], arguments[0], arguments[1])
+        width = vector.element.width
+        weights = builder.load(pointer, align=width // 8)
+        magnitudes = builder.and_(weights, ir.Constant(vector, [(1 << (width - 1)) - 1] * LANES))
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = builder.insert_element(undefined, arguments[2], ir.Constant(_I32, 0))
+        everywhere = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+        thresholds = builder.shuffle_vector(first, undefined, everywhere)
+        return builder.bitcast(builder.icmp_signed(">", magnitudes, thresholds), _I64)
+
+    return types.uint64(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def _keep64(_context: Any, source: Any, index: Any, word: Any, target: Any) -> tuple[Any, Callable[..., Any]]:
+    """Copy 64 elements where the word's bits are set, zero the others."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        read, vector = _lanes_at(context, builder, signature.args[0], arguments[0], arguments[1])
+        write, _ = _lanes_at(context, builder, signature.args[3], arguments[3], arguments[1])
+        align = vector.element.width // 8
+        zeros = ir.Constant(vector, [0] * LANES)
+        kept = builder.select(builder.bitcast(arguments[2], _BITS), builder.load(read, align=align), zeros)
+        builder.store(kept, write, align=align)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.uint64, target), generate
+
+
+@intrinsic
+def _popcount(_context: Any, word: Any) -> tuple[Any, Callable[..., Any]]:
+    """Number of set bits."""
+
+    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def _lowest_bit(_context: Any, word: Any) -> tuple[Any, Callable[..., Any]]:
+    """Index of the lowest set bit of a word that has one."""
+
+    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), generate
+
+
+@njit(nogil=True, cache=True)
+def pack_kept(weights: Any, key: Any, ties: int, packed: Any) -> None:
+    """Pack weight > key, and weight == key after the first `ties` such weights. `key - 1` must not overflow."""
+    sign_off = (1 << (weights.itemsize * 8 - 1)) - 1
+    below = weights.dtype.type(key - 1)
+    words = weights.size // LANES
+    target = packed[: words * 8].view(np.uint64)
+    left = np.uint64(ties)
+    one = np.uint64(1)
+    for word in range(words):
+        above = _above64(weights, word * LANES, key)
+        equal = _above64(weights, word * LANES, below) & ~above
+        if left:
+            here = _popcount(equal)
+            if here <= left:
+                left -= here
+                equal = np.uint64(0)
+            else:
+                while left:
+                    equal &= equal - one
+                    left -= one
+        target[word] = above | equal
+    for byte in range(words * 8, packed.size):
+        bits = 0
+        for position in range(byte * 8, min(byte * 8 + 8, weights.size)):
+            magnitude = weights[position] & sign_off
+            if magnitude == key and left:
+                left -= one
+            elif magnitude >= key:
+                bits |= 1 << (position - byte * 8)
+        packed[byte] = bits
+
+
+@njit(nogil=True, cache=True)
+def count_above(weights: Any, thresholds: Any, counts: Any) -> None:
+    """Add to each count the number of weights above its threshold."""
+    sign_off = (1 << (weights.itemsize * 8 - 1)) - 1
+    words = weights.size // LANES
+    for word in range(words):
+        for slot in range(thresholds.size):
+            counts[slot] += np.int64(_popcount(_above64(weights, word * LANES, thresholds[slot])))
+    for position in range(words * LANES, weights.size):
+        for slot in range(thresholds.size):
+            counts[slot] += (weights[position] & sign_off) > thresholds[slot]
+
+
+@njit(nogil=True, cache=True)
+def count_bracket(weights: Any, low: Any, high: Any, top: Any, counts: Any, inside: Any) -> int:
+    """Count weights above low - 1, low, high - 1, high and top; store those strictly between low and high.
+
+    Returns how many lie between. The caller makes `inside` as long as `weights`.
+    """
+    sign_off = (1 << (weights.itemsize * 8 - 1)) - 1
+    below_low = weights.dtype.type(low - 1)
+    below_high = weights.dtype.type(high - 1)
+    from_low = np.uint64(0)
+    above_low = np.uint64(0)
+    from_high = np.uint64(0)
+    above_high = np.uint64(0)
+    above_top = np.uint64(0)
+    stored = 0
+    words = weights.size // LANES
+    for word in range(words):
+        start = word * LANES
+        from_low += _popcount(_above64(weights, start, below_low))
+        lower = _above64(weights, start, low)
+        above_low += _popcount(lower)
+        upper = _above64(weights, start, below_high)
+        from_high += _popcount(upper)
+        above_high += _popcount(_above64(weights, start, high))
+        above_top += _popcount(_above64(weights, start, top))
+        between = lower & ~upper
+        while between:
+            inside[stored] = weights[start + np.intp(_lowest_bit(between))] & sign_off
+            stored += 1
+            between &= between - np.uint64(1)
+    for position in range(words * LANES, weights.size):
+        magnitude = weights[position] & sign_off
+        from_low += np.uint64(magnitude > below_low)
+        above_low += np.uint64(magnitude > low)
+        from_high += np.uint64(magnitude > below_high)
+        above_high += np.uint64(magnitude > high)
+        above_top += np.uint64(magnitude > top)
+        if low < magnitude < high:
+            inside[stored] = magnitude
+            stored += 1
+    counts[0] = from_low
+    counts[1] = above_low
+    counts[2] = from_high
+    counts[3] = above_high
+    counts[4] = above_top
+    return stored
+
+
+@njit(nogil=True, cache=True)
+def histogram(weights: Any, shift: int, ways: Any) -> None:
+    """Count weights by their leading bits, sign dropped, in WAYS histograms side by side in `ways`."""
+    sign_off = (1 << (weights.itemsize * 8 - 1)) - 1
+    stride = ways.size // WAYS
+    whole = weights.size - weights.size % WAYS
+    for start in range(0, whole, WAYS):
+        for way in range(WAYS):
+            ways[way * stride + ((weights[start + way] & sign_off) >> shift)] += 1
+    for position in range(whole, weights.size):
+        ways[(weights[position] & sign_off) >> shift] += 1
+
+
+@njit(nogil=True, cache=True)
+def histogram_inside(weights: Any, low: Any, high: Any, shift: int, bins: Any) -> None:
+    """Count weights in [low, high] by (weight - low) >> shift; `low - 1` must not overflow."""
+    sign_off = (1 << (weights.itemsize * 8 - 1)) - 1
+    below = weights.dtype.type(low - 1)
+    words = weights.size // LANES
+    for word in range(words):
+        start = word * LANES
+        inside = _above64(weights, start, below) & ~_above64(weights, start, high)
+        while inside:
+            magnitude = weights[start + np.intp(_lowest_bit(inside))] & sign_off
+            bins[(magnitude - low) >> shift] += 1
+            inside &= inside - np.uint64(1)
+    for position in range(words * LANES, weights.size):
+        magnitude = weights[position] & sign_off
+        if low <= magnitude <= high:
+            bins[(magnitude - low) >> shift] += 1
+
+
+@njit(nogil=True, cache=True)
+def keep(weights: Any, packed: Any, kept: Any) -> None:
+    """Copy weights whose bit is set, bit for bit; the others become +0."""
+    words = weights.size // LANES
+    bits = packed[: words * 8].view(np.uint64)
+    for word in range(words):
+        _keep64(weights, word * LANES, bits[word], kept)
+    for position in range(words * LANES, weights.size):
+        if packed[position >> 3] >> (position & 7) & 1:
+            kept[position] = weights[position]
+        else:
+            kept[position] = 0

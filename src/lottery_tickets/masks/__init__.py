@@ -1,0 +1,27 @@
+"""What a ticket is: the mask, its file, the parameters it speaks of, and a model that computes with it."""
+
+from lottery_tickets.masks._applied import applied, apply_mask, remove_mask
+from lottery_tickets.masks._bits import PackedBits, pack, packed_size, unpack_range
+from lottery_tickets.masks._mask import Mask, as_mask
+from lottery_tickets.masks._parameters import (
+    Patterns,
+    parameter_aliases,
+    parameters_of,
+    prunable_parameters,
+)
+
+__all__ = [
+    "Mask",
+    "PackedBits",
+    "Patterns",
+    "applied",
+    "apply_mask",
+    "as_mask",
+    "pack",
+    "packed_size",
+    "parameter_aliases",
+    "parameters_of",
+    "prunable_parameters",
+    "remove_mask",
+    "unpack_range",
+]

@@ -1,0 +1,292 @@
+"""A ticket in the place of its model: for the time of a `with` block, or for good.
+
+Inside the block the dense weights stay where they are, untouched. Reading a masked attribute (`layer.weight`)
+makes a masked copy for the one who reads it, so what is lost at an exception, an interrupt or a closed generator
+is that copy. The copy is not kept for the backward pass either: autograd saves a recipe for it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lottery_tickets.errors import MaskAppliedError, MaskMismatchError
+from lottery_tickets.masks import _bits
+from lottery_tickets.masks._bits import PackedBits
+from lottery_tickets.masks._mask import Mask, as_mask
+from lottery_tickets.masks._parameters import Place, parameters_of, places_of
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_MARK = "_lottery_tickets_masked"
+
+
+@contextmanager
+def applied(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> Iterator[nn.Module]:
+    """Compute with the ticket: inside the block, pruned weights are zero.
+
+    Every read of a masked parameter through its module gives a masked copy; pruned weights get no gradient. The
+    parameters themselves, as `model.parameters()` and `state_dict()` list them, are never written, so on leaving,
+    by whatever way, the model is bit for bit what it was. Extra memory: the packed mask and the copies that are
+    alive at one time, one per layer that is computing. The backward pass belongs inside the block.
+
+    Args:
+        model: Any module; its mode, flags and hooks are left alone.
+        mask: A `Mask` or a plain dict of tensors, over any part of the model's parameters.
+
+    Yields:
+        The model.
+
+    Raises:
+        MaskMismatchError: Names or shapes that the model does not have.
+        WeightsError: Parameters on the meta device.
+        MaskAppliedError: A mask is already applied to one of these layers, or a layer hides its weights from
+            its attributes (recurrent layers, TorchScript).
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets import applied
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> with applied(layer, {"weight": torch.tensor([[False, True]])}):
+        ...     out = layer(torch.tensor([[5.0, 0.0]]))
+        >>> out.item()
+        0.0
+    """
+    ticket = as_mask(mask)
+    places = places_of(model, parameters_of(model, ticket))
+    changes: dict[nn.Module, dict[str, PackedBits]] = {}
+    for name, found in places.items():
+        for module, attribute in found:
+            _check_maskable(name, Place(module, attribute))
+            changes.setdefault(module, {})[attribute] = ticket.packed(name)
+    copies = _Copies()
+    classes = {module: type(module) for module in changes}
+    try:
+        for module, attributes in changes.items():
+            module.__class__ = _masked_class(type(module), attributes, copies)
+        with torch.autograd.graph.saved_tensors_hooks(copies.save, copies.restore):
+            yield model
+    finally:
+        for module, original in classes.items():
+            module.__class__ = original
+
+
+def apply_mask(
+    model: nn.Module, mask: Mapping[str, torch.Tensor], clone_weights: bool = False
+) -> dict[str, torch.Tensor] | None:
+    """Set the pruned weights to zero for good, in place.
+
+    Args:
+        model: The model to prune; all is checked before anything is written.
+        mask: A `Mask` or a plain dict of tensors.
+        clone_weights: Return what was removed, for `remove_mask`.
+
+    Returns:
+        With `clone_weights`, name to the removed weights: one-dimensional, row-major, in the parameter's dtype
+        on its device. Otherwise None.
+
+    Raises:
+        MaskMismatchError: Names or shapes that the model does not have.
+        WeightsError: Parameters on the meta device.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets import apply_mask, remove_mask
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> mask = {"weight": torch.tensor([[False, True]])}
+        >>> removed = apply_mask(layer, mask, clone_weights=True)
+        >>> layer.weight[0, 0].item(), removed["weight"].shape
+        (0.0, torch.Size([1]))
+        >>> remove_mask(layer, mask, removed)
+    """
+    ticket = as_mask(mask)
+    parameters = parameters_of(model, ticket)
+    removed = None
+    if clone_weights:
+        removed = {name: weight.detach()[_pruned(ticket, name, weight)] for name, weight in parameters.items()}
+    for name, weight in parameters.items():
+        data = weight.detach()
+        if data.is_cpu and data.is_contiguous():
+            integers = _as_integers(data)
+            _keep(integers, ticket.packed(name), integers)
+        else:
+            data.masked_fill_(_pruned(ticket, name, data), 0)
+        torch.autograd.graph.increment_version(weight)
+    return removed
+
+
+def remove_mask(
+    model: nn.Module, mask: Mapping[str, torch.Tensor], original_weights: Mapping[str, torch.Tensor]
+) -> None:
+    """Put back what `apply_mask` removed; the kept weights stay as they are.
+
+    Args:
+        model: The pruned model.
+        mask: The mask that was applied.
+        original_weights: For every tensor of the mask, either the removed weights as `apply_mask` returned them,
+            or the whole tensor as it was before.
+
+    Raises:
+        MaskMismatchError: Weights missing, or of another number or dtype; nothing is written then.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets import apply_mask, remove_mask
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> before = layer.weight.detach().clone()
+        >>> mask = {"weight": torch.tensor([[False, True]])}
+        >>> remove_mask(layer, mask, apply_mask(layer, mask, clone_weights=True))
+        >>> torch.equal(layer.weight, before)
+        True
+    """
+    ticket = as_mask(mask)
+    parameters = parameters_of(model, ticket)
+    for name, weight in parameters.items():
+        _check_original(name, weight, ticket, original_weights)
+    for name, weight in parameters.items():
+        original = original_weights[name].to(weight.device)
+        pruned = _pruned(ticket, name, weight)
+        weight.detach()[pruned] = original[pruned] if original.shape == weight.shape else original
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How to make a masked copy again in the backward pass."""
+
+    weight: torch.Tensor
+    packed: PackedBits
+    version: int
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    def __call__(self) -> torch.Tensor:
+        if self.weight._version != self.version:
+            raise RuntimeError(
+                "A masked weight was modified in place between the forward and the backward pass; "
+                "step the optimizer after backward()."
+            )
+        return _masked_copy(self.weight, self.packed).as_strided(self.size, self.stride, self.offset)
+
+
+class _Copies:
+    """The masked copies that are alive, so that autograd saves their recipes and not their memory."""
+
+    def __init__(self) -> None:
+        self._alive: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor, PackedBits]] = {}
+
+    def make(self, weight: torch.Tensor, packed: PackedBits) -> torch.Tensor:
+        if not (torch.is_grad_enabled() and weight.requires_grad):
+            return _masked_copy(weight.detach(), packed)
+        masked: torch.Tensor = _MaskedWeight.apply(weight, packed)  # type: ignore[no-untyped-call]
+        # While the object lives no other storage can have its address, so a match by address is a true one.
+        address = masked.untyped_storage().data_ptr()
+        self._alive[address] = (weakref.ref(masked), weight.detach(), packed)
+        return masked
+
+    def save(self, tensor: torch.Tensor) -> torch.Tensor | _Recipe:
+        entry = self._alive.get(tensor.untyped_storage().data_ptr()) if _has_storage(tensor) else None
+        if entry is None or entry[0]() is None:
+            return tensor
+        _, weight, packed = entry
+        return _Recipe(
+            weight, packed, weight._version, tensor.shape, tensor.stride(), int(tensor.storage_offset())
+        )
+
+    @staticmethod
+    def restore(saved: torch.Tensor | _Recipe) -> torch.Tensor:
+        return saved() if isinstance(saved, _Recipe) else saved
+
+
+class _MaskedWeight(torch.autograd.Function):
+    """weight * mask, whose gradient is gradient * mask; saves the packed bits only."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, packed: PackedBits) -> torch.Tensor:
+        ctx.packed = packed
+        return _masked_copy(weight, packed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _masked_copy(gradients[0], ctx.packed), None
+
+
+def _masked_class(original: type, attributes: Mapping[str, PackedBits], copies: _Copies) -> type:
+    """Subclass in which these parameters read as masked copies."""
+    namespace: dict[str, Any] = {
+        attribute: property(_masked_reader(attribute, packed, copies)) for attribute, packed in attributes.items()
+    }
+    namespace |= {_MARK: True, "__module__": original.__module__, "__qualname__": original.__qualname__}
+    return type(original.__name__, (original,), namespace)
+
+
+def _masked_reader(attribute: str, packed: PackedBits, copies: _Copies) -> Callable[[nn.Module], torch.Tensor]:
+    def read(module: nn.Module) -> torch.Tensor:
+        weight = module._parameters[attribute]
+        assert weight is not None, attribute
+        return copies.make(weight, packed)
+
+    return read
+
+
+def _check_maskable(name: str, place: Place) -> None:
+    module = place.module
+    if getattr(type(module), _MARK, False):
+        raise MaskAppliedError(
+            f"{name}: a mask is already applied to this layer; leave that block first, or combine the masks "
+            "with & and apply the result."
+        )
+    if isinstance(module, (nn.RNNBase, torch.jit.ScriptModule)):
+        raise MaskAppliedError(
+            f"{name}: {type(module).__name__} reads its weights past its attributes, so they cannot be masked "
+            "for a while; use apply_mask and remove_mask."
+        )
+
+
+def _masked_copy(weight: torch.Tensor, packed: PackedBits) -> torch.Tensor:
+    """Contiguous copy with the pruned weights +0, bit for bit otherwise."""
+    if not weight.is_cpu:
+        kept = _bits.unpack(packed, weight.shape).to(weight.device)
+        return torch.where(kept, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+    masked = torch.empty(weight.shape, dtype=weight.dtype)
+    _keep(_as_integers(weight.detach().contiguous()), packed, _as_integers(masked))
+    return masked
+
+
+def _keep(weights: np.ndarray[Any, Any], packed: PackedBits, kept: np.ndarray[Any, Any]) -> None:
+    from lottery_tickets import _kernels
+
+    _kernels.keep(weights, packed, kept)
+
+
+def _as_integers(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Flat view of a contiguous CPU tensor as integers of its width."""
+    return tensor.view(-1).view(_INTEGERS[tensor.element_size()]).numpy()
+
+
+def _pruned(ticket: Mask, name: str, weight: torch.Tensor) -> torch.Tensor:
+    return ~ticket[name].to(weight.device)
+
+
+def _has_storage(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta and type(tensor) in (torch.Tensor, nn.Parameter)
+
+
+def _check_original(
+    name: str, weight: torch.Tensor, ticket: Mask, original_weights: Mapping[str, torch.Tensor]
+) -> None:
+    if name not in original_weights:
+        raise MaskMismatchError(f"{name}: original_weights lacks it; give what apply_mask returned.")
+    original = original_weights[name]
+    removed = weight.numel() - _bits.count(ticket.packed(name))
+    if original.dtype != weight.dtype or original.shape not in (weight.shape, torch.Size([removed])):
+        raise MaskMismatchError(
+            f"{name}: expected the {removed} removed weights or a tensor of shape {tuple(weight.shape)}, both "
+            f"{weight.dtype}; got shape {tuple(original.shape)}, {original.dtype}."
+        )

@@ -1,0 +1,134 @@
+"""Ticket files: one safetensors file, the packed bits of each tensor and what to know about them.
+
+Layout, version 1: one uint8 tensor per parameter name, `ceil(numel / 8)` bytes, the first weight in the lowest
+bit. The header's metadata holds the keys of `_RESERVED` and whatever the caller added.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lottery_tickets._atomic import replacing
+from lottery_tickets.errors import MaskFileError
+from lottery_tickets.masks import _bits
+from lottery_tickets.masks._bits import PackedBits
+
+FORMAT = "lottery_tickets.mask"
+FORMAT_VERSION = "1"
+
+_RESERVED = ("format", "format_version", "shapes", "digest", "numel", "kept", "sparsity", "library_version")
+
+
+def write(
+    path: str | os.PathLike[str],
+    packed: Mapping[str, PackedBits],
+    shapes: Mapping[str, torch.Size],
+    *,
+    metadata: Mapping[str, str],
+    digest: str,
+    kept: int,
+) -> None:
+    """Write a ticket file under a temporary name and rename it."""
+    for key, value in metadata.items():
+        if key in _RESERVED:
+            raise MaskFileError(f"Metadata key {key!r} belongs to the format; choose another name for yours.")
+        if not isinstance(value, str):
+            raise MaskFileError(f"Metadata {key!r}: values are text, got {type(value).__name__}; use str().")
+    numel = sum(shape.numel() for shape in shapes.values())
+    header = {
+        **metadata,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "shapes": json.dumps({name: list(shape) for name, shape in shapes.items()}, separators=(",", ":")),
+        "digest": digest,
+        "numel": str(numel),
+        "kept": str(kept),
+        "sparsity": repr((numel - kept) / numel if numel else 0.0),
+        "library_version": version("lottery-tickets"),
+    }
+    with replacing(path) as temporary:
+        save_file(dict(packed), temporary, metadata=header)
+
+
+def read(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, PackedBits], dict[str, torch.Size], dict[str, str], str]:
+    """Packed bits, shapes, the caller's metadata and the digest the file claims; bytes checked against shapes."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = _checked_header(path, file.metadata())
+            shapes = _parsed_shapes(path, header["shapes"])
+            _check_names(path, set(file.keys()), set(shapes))
+            packed = {name: _read_bits(path, file, name, shape.numel()) for name, shape in shapes.items()}
+    except SafetensorError as error:
+        raise MaskFileError(
+            f"{path}: not a whole safetensors file, truncated or damaged ({error}); get the ticket again."
+        ) from error
+    own = {key: value for key, value in header.items() if key not in _RESERVED}
+    return packed, shapes, own, header["digest"]
+
+
+def check_digest(path: str | os.PathLike[str], *, expected: str, found: str) -> None:
+    """Refuse a file whose bits are not those it was written with."""
+    if expected != found:
+        raise MaskFileError(
+            f"{path}: wrong digest: the file says {expected}, its bits give {found}; it was changed or damaged."
+        )
+
+
+def _checked_header(path: str | os.PathLike[str], header: Mapping[str, str] | None) -> dict[str, str]:
+    if not header:
+        raise MaskFileError(f"{path}: no metadata, so this is not a ticket; tickets are written by Mask.save.")
+    if header.get("format") != FORMAT:
+        raise MaskFileError(f"{path}: format is {header.get('format')!r}, a ticket says {FORMAT!r}.")
+    if header.get("format_version") != FORMAT_VERSION:
+        raise MaskFileError(
+            f"{path}: format version {header.get('format_version')!r} is unknown here, this library reads "
+            f"{FORMAT_VERSION!r}; update lottery-tickets."
+        )
+    missing = [key for key in _RESERVED if key not in header]
+    if missing:
+        raise MaskFileError(f"{path}: missing metadata: {', '.join(missing)}.")
+    return dict(header)
+
+
+def _parsed_shapes(path: str | os.PathLike[str], text: str) -> dict[str, torch.Size]:
+    try:
+        shapes = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise MaskFileError(f"{path}: metadata 'shapes' is not JSON ({error}).") from error
+    if not isinstance(shapes, dict):
+        raise MaskFileError(f"{path}: metadata 'shapes' must map names to lists of sizes.")
+    for name, shape in shapes.items():
+        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+            raise MaskFileError(f"{path}: {name}: shape {shape!r} is not a list of non-negative integers.")
+    return {name: torch.Size(shape) for name, shape in shapes.items()}
+
+
+def _check_names(path: str | os.PathLike[str], tensors: set[str], shapes: set[str]) -> None:
+    if tensors != shapes:
+        raise MaskFileError(f"{path}: bits without a shape or a shape without bits: {sorted(tensors ^ shapes)}.")
+
+
+def _read_bits(path: str | os.PathLike[str], file: Any, name: str, numel: int) -> PackedBits:
+    # The header's own shape is checked before any byte is read: sizes come from untrusted text.
+    entry = file.get_slice(name)
+    size = _bits.packed_size(numel)
+    if entry.get_dtype() != "U8" or list(entry.get_shape()) != [size]:
+        raise MaskFileError(
+            f"{path}: {name}: its shape takes {size} bytes of packed bits, the file holds "
+            f"{entry.get_dtype()} {entry.get_shape()}."
+        )
+    bits: PackedBits = np.ascontiguousarray(file.get_tensor(name))
+    if _bits.has_bits_beyond(bits, numel):
+        raise MaskFileError(f"{path}: {name}: bits are set beyond the last of its {numel} weights.")
+    return bits

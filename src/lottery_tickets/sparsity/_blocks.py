@@ -1,0 +1,192 @@
+"""Weights as blocks of integers, for counting.
+
+A block is a flat run of one tensor's weights in row-major order, read as integers with the weights' bits. On the
+CPU a contiguous tensor gives blocks without a copy; strides, mixed data types and re-scored weights are gathered
+block by block, so that nothing as large as a tensor is made.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+from lottery_tickets.errors import WeightsError
+
+INTEGERS = {
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+WORD = 64
+
+# What the blocks in flight may take together, whatever the number of threads.
+_SCRATCH_BYTES = 16 << 20
+_LARGEST_BLOCK = 1 << 20
+_SMALLEST_BLOCK = 1 << 14
+_RUN = 32
+
+Rescore = Callable[[str, torch.Tensor], torch.Tensor]
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Weights [start, stop) of the tensor at `tensor`; `start` is a multiple of 64."""
+
+    tensor: int
+    start: int
+    stop: int
+
+
+class Weights:
+    """Named tensors of weights, cut into blocks of integers of one common width.
+
+    Args:
+        tensors: Name to a strided floating-point tensor on any device.
+        rescore: Function from a name and a flat block of its weights to scores to rank in their place, of dtype
+            `dtype`; it must give the same scores each time.
+        dtype: What weights are compared in; by default the smallest type that holds all of them exactly.
+        nan_first: Rank NaN below zero instead of refusing it. Magnitudes are then counted one higher, which
+            leaves 0 for NaN.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        rescore: Rescore | None = None,
+        dtype: torch.dtype | None = None,
+        nan_first: bool = False,
+    ) -> None:
+        self.tensors = {name: _rankable(name, tensor) for name, tensor in tensors.items()}
+        self.names = tuple(self.tensors)
+        self.dtype = dtype or common_dtype(self.tensors.values())
+        self.numel = sum(tensor.numel() for tensor in self.tensors.values())
+        self._rescore = rescore
+        self._nan_first = nan_first
+        self._flat = tuple(self.tensors.values())
+        size = block_size(self.dtype)
+        self.blocks = [
+            Block(index, start, min(start + size, tensor.numel()))
+            for index, tensor in enumerate(self._flat)
+            for start in range(0, tensor.numel(), size)
+        ]
+
+    @property
+    def width(self) -> int:
+        """Bits of a weight without its sign."""
+        return self.dtype.itemsize * 8 - 1
+
+    @property
+    def infinity(self) -> int:
+        """The key of +inf: the largest magnitude that is a number."""
+        return pattern_of(float("inf"), self.dtype) + self._nan_first
+
+    def value_of(self, key: int) -> float:
+        """The magnitude that ranks at this key."""
+        if self._nan_first and key == 0:
+            return float("nan")
+        return float(torch.tensor(key - self._nan_first, dtype=INTEGERS[self.dtype]).view(self.dtype).item())
+
+    def integers(self, block: Block) -> torch.Tensor:
+        """The block's weights as integers that rank by their low bits, on the tensor's device."""
+        return self._ranked(block.tensor, flat_range(self._flat[block.tensor], block.start, block.stop))
+
+    def sample(self, size: int) -> list[torch.Tensor] | None:
+        """About `size` weights as integers, in short runs spread evenly; None where strides forbid a cheap one."""
+        runs = -(-size // _RUN)
+        if not all(tensor.is_cpu and tensor.is_contiguous() for tensor in self._flat):
+            return None
+        return [
+            self._ranked(index, _evenly_spread(tensor.view(-1), -(-runs * tensor.numel() // self.numel)))
+            for index, tensor in enumerate(self._flat)
+            if tensor.numel()
+        ]
+
+    def _ranked(self, index: int, values: torch.Tensor) -> torch.Tensor:
+        if self._rescore is not None:
+            values = self._rescore(self.names[index], values)
+        integers = values.to(self.dtype).contiguous().view(INTEGERS[self.dtype])
+        if not self._nan_first:
+            return integers
+        magnitudes = integers & torch.iinfo(integers.dtype).max
+        return torch.where(magnitudes < self.infinity, magnitudes + 1, 0)
+
+
+def common_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
+    """Smallest floating-point type that holds every value of these tensors exactly."""
+    dtypes = {tensor.dtype for tensor in tensors if tensor.numel()}
+    return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+
+
+def pattern_of(value: float, dtype: torch.dtype) -> int:
+    """The bits of |value| as a non-negative integer."""
+    return int(torch.tensor(abs(value), dtype=dtype).view(INTEGERS[dtype]).item())
+
+
+def block_size(dtype: torch.dtype) -> int:
+    """Weights per block, so that two buffers a thread stay within the scratch memory."""
+    fitting = _SCRATCH_BYTES // (2 * dtype.itemsize * torch.get_num_threads())
+    return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, fitting)) // WORD * WORD
+
+
+def for_each(work: Callable[[_T], _R], items: Sequence[_T], *, progress: str | None = None) -> list[_R]:
+    """Map on a pool of as many threads as torch uses; a progress bar appears after two seconds if named."""
+    if len(items) <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        results = pool.map(work, items)
+        return list(tqdm(results, total=len(items), desc=progress, delay=2, disable=progress is None))
+
+
+def flat_range(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Elements [start, stop) in row-major order, flat; a view where the strides allow it."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)[start:stop]
+    if tensor.dim() == 1:
+        return tensor[start:stop]
+    row = tensor[0].numel()
+    first, last = start // row, (stop - 1) // row
+    if first == last:
+        return flat_range(tensor[first], start - first * row, stop - first * row)
+    return torch.cat(
+        [
+            flat_range(tensor[first], start - first * row, row),
+            tensor[first + 1 : last].reshape(-1),
+            flat_range(tensor[last], 0, stop - last * row),
+        ]
+    )
+
+
+def _evenly_spread(values: torch.Tensor, runs: int) -> torch.Tensor:
+    """About `runs` short runs of a flat tensor, at an odd distance so that they do not follow its columns."""
+    distance = max(values.numel() // runs - 1, 0) | 1
+    if distance <= _RUN:
+        return values
+    whole = values.numel() // distance
+    return values[: whole * distance].view(whole, distance)[:, :_RUN].reshape(-1)
+
+
+def _rankable(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor):
+        raise WeightsError(f"{name}: expected a tensor of weights, got {type(tensor).__name__}.")
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        raise WeightsError(
+            f"{name}: {type(tensor).__name__} is not a plain tensor; rank its local or full tensor instead."
+        )
+    if tensor.is_meta:
+        raise WeightsError(f"{name} is on the meta device and has no values; load the model's weights first.")
+    if tensor.layout != torch.strided or tensor.dtype not in INTEGERS:
+        raise WeightsError(
+            f"{name}: weights are ranked by magnitude in bfloat16, float16, float32 or float64, strided; got "
+            f"{tensor.dtype}, {tensor.layout}. Convert or exclude it."
+        )
+    return tensor.detach()

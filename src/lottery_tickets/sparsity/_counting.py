@@ -1,0 +1,116 @@
+"""What is done with one block: count, compare and pack, on the CPU by compiled loops, elsewhere by torch.
+
+Integers come with their sign bit; keys and thresholds are magnitudes (sign dropped), thresholds down to -1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lottery_tickets.masks import PackedBits
+
+Counts = npt.NDArray[np.int64]
+
+
+class Bracketed(NamedTuple):
+    """What a block says of a bracket [low, high] of magnitudes.
+
+    `around` counts the magnitudes at or above low, above low, at or above high, above high, and above the largest
+    number; `inside` holds those strictly between low and high, in order.
+    """
+
+    around: Counts
+    inside: npt.NDArray[Any]
+
+
+def above(integers: torch.Tensor, thresholds: list[int]) -> Counts:
+    """How many magnitudes are greater than each threshold."""
+    if not integers.is_cpu:
+        return _above_torch(integers, thresholds)
+    from lottery_tickets import _kernels
+
+    weights = integers.numpy()
+    counts = np.zeros(len(thresholds), np.int64)
+    _kernels.count_above(weights, np.array(thresholds, weights.dtype), counts)
+    return counts
+
+
+def leading_bits(integers: torch.Tensor, shift: int, bins: int) -> Counts:
+    """Histogram of the magnitudes' leading bits, `magnitude >> shift`."""
+    if not integers.is_cpu:
+        return _leading_bits_torch(integers, shift, bins)
+    from lottery_tickets import _kernels
+
+    ways = np.zeros((_kernels.WAYS, bins + _kernels.STRIDE_PADDING), np.int32)
+    _kernels.histogram(integers.numpy(), shift, ways.reshape(-1))
+    total: Counts = ways[:, :bins].sum(axis=0, dtype=np.int64)
+    return total
+
+
+def bits_inside(integers: torch.Tensor, low: int, high: int, shift: int) -> Counts:
+    """Histogram of `(magnitude - low) >> shift` over the magnitudes in [low, high]."""
+    if not integers.is_cpu:
+        return _bits_inside_torch(integers, low, high, shift)
+    from lottery_tickets import _kernels
+
+    weights = integers.numpy()
+    bins = np.zeros((high - low >> shift) + 1, np.int64)
+    integer = weights.dtype.type
+    _kernels.histogram_inside(weights, integer(low), integer(high), shift, bins)
+    return bins
+
+
+def bracket(integers: torch.Tensor, low: int, high: int, top: int) -> Bracketed:
+    """Count around the bracket and collect what is inside it. CPU only."""
+    from lottery_tickets import _kernels
+
+    weights = integers.numpy()
+    integer = weights.dtype.type
+    counts = np.zeros(5, np.int64)
+    # Pages of this buffer that no magnitude reaches are never touched, so it costs nothing to make it safe.
+    inside = np.empty_like(weights)
+    stored = _kernels.count_bracket(weights, integer(low), integer(high), integer(top), counts, inside)
+    return Bracketed(counts, inside[:stored].copy())
+
+
+def pack_kept(integers: torch.Tensor, key: int, ties: int, packed: PackedBits) -> None:
+    """Pack `magnitude > key`, and `magnitude == key` after the first `ties` of them, into `packed`."""
+    if not integers.is_cpu:
+        packed[:] = _pack_kept_torch(integers, key, ties).cpu().numpy()
+        return
+    from lottery_tickets import _kernels
+
+    weights = integers.numpy()
+    _kernels.pack_kept(weights, weights.dtype.type(key), ties, packed)
+
+
+def _magnitudes(integers: torch.Tensor) -> torch.Tensor:
+    return integers & torch.iinfo(integers.dtype).max
+
+
+def _above_torch(integers: torch.Tensor, thresholds: list[int]) -> Counts:
+    magnitudes = _magnitudes(integers)
+    return np.array([int((magnitudes > threshold).sum()) for threshold in thresholds], np.int64)
+
+
+def _leading_bits_torch(integers: torch.Tensor, shift: int, bins: int) -> Counts:
+    return torch.bincount((_magnitudes(integers) >> shift).long(), minlength=bins).cpu().numpy()
+
+
+def _bits_inside_torch(integers: torch.Tensor, low: int, high: int, shift: int) -> Counts:
+    magnitudes = _magnitudes(integers)
+    inside = magnitudes[(magnitudes >= low) & (magnitudes <= high)].long() - low
+    return torch.bincount(inside >> shift, minlength=(high - low >> shift) + 1).cpu().numpy()
+
+
+def _pack_kept_torch(integers: torch.Tensor, key: int, ties: int) -> torch.Tensor:
+    magnitudes = _magnitudes(integers)
+    equal = magnitudes == key
+    kept = (magnitudes > key) | (equal & (equal.cumsum(0) > ties))
+    eights = torch.nn.functional.pad(kept.to(torch.uint8), (0, -kept.numel() % 8)).view(-1, 8)
+    places = 1 << torch.arange(8, dtype=torch.uint8, device=eights.device)
+    return (eights * places).sum(dim=1, dtype=torch.uint8)

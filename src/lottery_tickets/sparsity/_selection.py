@@ -1,0 +1,302 @@
+"""Exact selection by counting: where the line is drawn, and the bits on either side of it.
+
+The k-th smallest magnitude is found by counting bit patterns. Magnitudes order as their patterns do, so a
+histogram of the leading 15 bits tells in which bin the k-th lies, and each further pass over that one bin settles
+16 bits more: one pass for bf16 and fp16, two for fp32, four for fp64. For one line through many weights a shorter
+way is tried first: a small sample guesses a bracket around the k-th, one pass counts below, at and above the
+bracket and collects what lies inside, and the counts prove the guess or refute it. Either way the answer is exact.
+
+Ties at the line are broken by position: tensors in their order, row-major inside a tensor, the earlier pruned
+first. Blocks are counted separately, so each knows how many of its ties go, and all are packed independently.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+
+from lottery_tickets.errors import SparsityError, WeightsError
+from lottery_tickets.masks import PackedBits, packed_size
+from lottery_tickets.sparsity import _counting
+from lottery_tickets.sparsity._blocks import Block, Rescore, Weights, for_each
+from lottery_tickets.sparsity._counting import Bracketed, Counts
+
+Reduce = Callable[[Counts], Counts]
+_R = TypeVar("_R")
+NanPolicy = Literal["raise", "prune"]
+
+_LEADING = 15
+_DIGIT = 16
+# Histograms of one further digit that are counted in the same pass: half a megabyte each.
+_PREFIXES_A_PASS = 8
+
+# Below this many weights the sample costs more than it saves.
+_BRACKET_FROM = 1 << 22
+_BRACKET_BYTES = 16 << 20
+_SAMPLE_SHARE = 400
+_SAMPLE_MOST = 1 << 20
+# Half-width of the bracket in standard deviations of the sample's rank; runs of neighbours are not independent.
+_SAMPLE_SIGMAS = 6.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where kept and pruned part: all below `key` go, and the first ties at it.
+
+    Attributes:
+        threshold: The magnitude at the line: the largest pruned one (0.0 if none is pruned).
+        key: Its bit pattern.
+        quotas: For each block, how many of its ties go.
+        removed: For each tensor, how many weights go.
+    """
+
+    threshold: float
+    key: int
+    quotas: Counts
+    removed: dict[str, int]
+
+
+class Selection:
+    """Counts weights, draws lines through them, and packs what lies above a line.
+
+    Args:
+        tensors: Name to a floating-point tensor on any device, any strides; data types may differ and are
+            compared by value.
+        rescore: Ranks a function of the weights in their place; see `Weights`.
+        dtype: What scores are compared in.
+        nan: "raise" refuses NaN, "prune" ranks it below everything.
+        reduce: Sums an int64 array of counts over the ranks of a process group; by default there is one rank.
+        progress: Name of a progress bar that appears when a pass takes over two seconds; None for none.
+
+    Raises:
+        WeightsError: NaN, or a tensor that has no magnitudes to rank.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        rescore: Rescore | None = None,
+        dtype: torch.dtype | None = None,
+        nan: NanPolicy = "raise",
+        reduce: Reduce | None = None,
+        progress: str | None = None,
+    ) -> None:
+        self._weights = Weights(tensors, rescore=rescore, dtype=dtype, nan_first=nan == "prune")
+        self._reduce = reduce
+        self._progress = progress
+
+    @property
+    def numel(self) -> int:
+        """Number of weights on this rank."""
+        return self._weights.numel
+
+    def kth_smallest(self, ranks: Sequence[int]) -> list[tuple[float, int]]:
+        """The magnitudes at these ranks (1 is the smallest) and how many ties with each the rank covers.
+
+        With `reduce` the ranks and the answer are those of all processes together.
+        """
+        return [(self._weights.value_of(key), ties) for key, ties in self._radix(list(ranks))]
+
+    def lines(self, ranks: Sequence[int]) -> list[Line]:
+        """Lines below which exactly `rank` weights lie, for any number of ranks from the same counts."""
+        for rank in ranks:
+            if not 0 <= rank <= self.numel:
+                raise SparsityError(f"Cannot remove {rank} of {self.numel} weights.")
+        drawn = sorted({rank for rank in ranks if rank > 0})
+        lines = {0: self._line_below_all()}
+        if len(drawn) == 1 and (line := self._line_by_bracket(drawn[0])) is not None:
+            lines[drawn[0]] = line
+        elif drawn:
+            lines |= self._lines_by_radix(drawn)
+        return [lines[rank] for rank in ranks]
+
+    def bits(self, line: Line) -> dict[str, PackedBits]:
+        """Packed bits of the weights above the line, by tensor: comparison and packing in one pass."""
+        weights = self._weights
+        packed = {
+            name: np.empty(packed_size(tensor.numel()), np.uint8) for name, tensor in weights.tensors.items()
+        }
+
+        def pack_block(item: tuple[Block, int]) -> None:
+            block, quota = item
+            target = packed[weights.names[block.tensor]][block.start // 8 : packed_size(block.stop)]
+            _counting.pack_kept(weights.integers(block), line.key, quota, target)
+
+        for_each(pack_block, list(zip(weights.blocks, line.quotas, strict=True)), progress=self._progress)
+        return packed
+
+    # ---------------------------------------------------------------- by radix
+
+    def _lines_by_radix(self, ranks: list[int]) -> dict[int, Line]:
+        keys = [key for key, _ in self._radix(ranks)]
+        thresholds = [threshold for key in keys for threshold in (key - 1, key)]
+        counted = self._for_each(lambda block: _counting.above(self._weights.integers(block), thresholds))
+        above = np.array(counted, np.int64).reshape(-1, len(keys), 2)
+        return {
+            rank: self._line(rank, key, above[:, index, 0], above[:, index, 1])
+            for index, (rank, key) in enumerate(zip(ranks, keys, strict=True))
+        }
+
+    def _radix(self, ranks: list[int]) -> list[tuple[int, int]]:
+        """Key at each rank, and the rank among the ties at it."""
+        integers = self._weights.integers
+        shift = self._weights.width - _LEADING
+        counts = self._summed(
+            lambda block: _counting.leading_bits(integers(block), shift, 1 << _LEADING), (1 << _LEADING,)
+        )
+        if counts[self._weights.infinity >> shift :].any():
+            infinity = [self._weights.infinity]
+            self._refuse_nan(
+                np.concatenate(self._for_each(lambda block: _counting.above(integers(block), infinity)))
+            )
+        found = [_locate(counts, rank) for rank in ranks]
+        while shift:
+            finer = shift - _DIGIT
+            below = self._next_digits(sorted({prefix for prefix, _ in found}), shift, finer)
+            located = [(prefix, *_locate(below[prefix], rank)) for prefix, rank in found]
+            found = [((prefix << _DIGIT) | digit, rank) for prefix, digit, rank in located]
+            shift = finer
+        return found
+
+    def _next_digits(self, prefixes: list[int], shift: int, finer: int) -> dict[int, Counts]:
+        """Histogram of the next digit of the magnitudes that begin with each prefix."""
+        counts: dict[int, Counts] = {}
+        for first in range(0, len(prefixes), _PREFIXES_A_PASS):
+            lows = [prefix << shift for prefix in prefixes[first : first + _PREFIXES_A_PASS]]
+
+            def count(block: Block, lows: list[int] = lows) -> Counts:
+                integers = self._weights.integers(block)
+                last = (1 << shift) - 1
+                return np.stack([_counting.bits_inside(integers, low, low + last, finer) for low in lows])
+
+            found = self._summed(count, (len(lows), 1 << _DIGIT))
+            counts |= {low >> shift: found[index] for index, low in enumerate(lows)}
+        return counts
+
+    # ---------------------------------------------------------------- by bracket
+
+    def _line_by_bracket(self, rank: int) -> Line | None:
+        """The line, if a sample's guess holds; None if it does not or is not worth its cost."""
+        weights = self._weights
+        guess = self._guess_bracket(rank)
+        if guess is None:
+            return None
+        low, high = guess
+        stored = _Budget(_BRACKET_BYTES // weights.dtype.itemsize)
+
+        def count(block: Block) -> Bracketed | None:
+            if stored.spent:
+                return None
+            counted = _counting.bracket(weights.integers(block), low, high, weights.infinity)
+            stored.spend(counted.inside.size)
+            return counted
+
+        counted = [found for found in self._for_each(count) if found is not None]
+        if stored.spent:
+            return None
+        from_low, above_low, from_high, above_high, above_top = np.stack([found.around for found in counted]).T
+        self._refuse_nan(above_top)
+        below_low, upto_low, below_high, upto_high = (
+            self.numel - int(count.sum()) for count in (from_low, above_low, from_high, above_high)
+        )
+        if below_low < rank <= upto_low:
+            return self._line(rank, low, from_low, above_low)
+        if upto_low < rank <= below_high:
+            inside = [found.inside for found in counted]
+            key = int(np.partition(np.concatenate(inside), rank - upto_low - 1)[rank - upto_low - 1])
+            above = from_high + np.array([np.count_nonzero(found > key) for found in inside])
+            ties = np.array([np.count_nonzero(found == key) for found in inside])
+            return self._line(rank, key, above + ties, above)
+        if below_high < rank <= upto_high:
+            return self._line(rank, high, from_high, above_high)
+        return None
+
+    def _guess_bracket(self, rank: int) -> tuple[int, int] | None:
+        if self._reduce is not None or self.numel < _BRACKET_FROM:
+            return None
+        sampled = self._weights.sample(min(self.numel // _SAMPLE_SHARE, _SAMPLE_MOST))
+        if sampled is None:
+            return None
+        sample = torch.cat(sampled).numpy()
+        sample = sample & np.iinfo(sample.dtype).max
+        share = rank / self.numel
+        middle = share * sample.size
+        spread = _SAMPLE_SIGMAS * (sample.size * share * (1 - share)) ** 0.5 + 1
+        first = max(0, int(middle - spread))
+        last = min(sample.size - 1, int(middle + spread))
+        parted = np.partition(sample, (first, last))
+        return int(parted[first]), int(parted[last])
+
+    # ---------------------------------------------------------------- shared
+
+    def _for_each(self, work: Callable[[Block], _R]) -> list[_R]:
+        return for_each(work, self._weights.blocks, progress=self._progress)
+
+    def _summed(self, count: Callable[[Block], Counts], shape: tuple[int, ...]) -> Counts:
+        """Sum of the counts over blocks and ranks; integers add to the same sum in any order."""
+        total = np.zeros(shape, np.int64)
+        lock = threading.Lock()
+
+        def add(block: Block) -> None:
+            counts = count(block)
+            with lock:
+                np.add(total, counts, out=total)
+
+        self._for_each(add)
+        return total if self._reduce is None else self._reduce(total)
+
+    def _line(self, rank: int, key: int, from_key: Counts, above_key: Counts) -> Line:
+        """The line through the ties at `key`, from each block's counts of weights at or above and above it."""
+        ties = from_key - above_key
+        wanted = rank - (self.numel - int(from_key.sum()))
+        quotas = np.clip(wanted - (np.cumsum(ties) - ties), 0, ties)
+        sizes = np.array([block.stop - block.start for block in self._weights.blocks], np.int64)
+        return Line(self._weights.value_of(key), key, quotas, self._by_tensor(sizes - from_key + quotas))
+
+    def _line_below_all(self) -> Line:
+        nothing = np.zeros(len(self._weights.blocks), np.int64)
+        return Line(0.0, 0, nothing, self._by_tensor(nothing))
+
+    def _by_tensor(self, numbers: Counts) -> dict[str, int]:
+        totals = dict.fromkeys(self._weights.names, 0)
+        for block, number in zip(self._weights.blocks, numbers.tolist(), strict=True):
+            totals[self._weights.names[block.tensor]] += number
+        return totals
+
+    def _refuse_nan(self, counts: Counts) -> None:
+        found = self._by_tensor(counts)
+        if any(found.values()):
+            listed = ", ".join(f"{name} ({count})" for name, count in found.items() if count)
+            raise WeightsError(
+                f"NaN has no rank among magnitudes; found in {listed}. Repair the weights, or pass nan='prune' to "
+                "let NaN go first."
+            )
+
+
+class _Budget:
+    """How many more magnitudes may be stored; spending from many threads at once is safe."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._lock = threading.Lock()
+
+    def spend(self, size: int) -> None:
+        with self._lock:
+            self._left -= size
+
+    @property
+    def spent(self) -> bool:
+        return self._left < 0
+
+
+def _locate(counts: Counts, rank: int) -> tuple[int, int]:
+    """The bin that holds the rank-th, counting from 1, and its rank inside that bin."""
+    totals = np.cumsum(counts)
+    found = int(np.searchsorted(totals, rank))
+    return found, rank - int(totals[found] - counts[found])
