@@ -27,8 +27,8 @@ INTEGERS = {
 WORD = 64
 
 # What the blocks in flight may take together, whatever the number of threads.
-_SCRATCH_BYTES = 16 << 20
-_LARGEST_BLOCK = 1 << 20
+_SCRATCH_BYTES = 32 << 20
+_LARGEST_BLOCK = 1 << 21
 _SMALLEST_BLOCK = 1 << 14
 _RUN = 32
 
@@ -73,6 +73,7 @@ class Weights:
         self._rescore = rescore
         self._nan_first = nan_first
         self._flat = tuple(self.tensors.values())
+        self._views = [self._without_copy(tensor) for tensor in self._flat]
         size = block_size(self.dtype)
         self.blocks = [
             Block(index, start, min(start + size, tensor.numel()))
@@ -98,6 +99,9 @@ class Weights:
 
     def integers(self, block: Block) -> torch.Tensor:
         """The block's weights as integers that rank by their low bits, on the tensor's device."""
+        view = self._views[block.tensor]
+        if view is not None:
+            return view[block.start : block.stop]
         return self._ranked(block.tensor, flat_range(self._flat[block.tensor], block.start, block.stop))
 
     def sample(self, size: int) -> list[torch.Tensor] | None:
@@ -106,10 +110,16 @@ class Weights:
         if not all(tensor.is_cpu and tensor.is_contiguous() for tensor in self._flat):
             return None
         return [
-            self._ranked(index, _evenly_spread(tensor.view(-1), -(-runs * tensor.numel() // self.numel)))
+            self._ranked(index, _evenly_spread(tensor.view(-1), -(-runs * tensor.numel() // self.numel), index))
             for index, tensor in enumerate(self._flat)
             if tensor.numel()
         ]
+
+    def _without_copy(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The tensor's own memory as flat integers, if they rank as they lie there."""
+        if self._rescore or self._nan_first or tensor.dtype != self.dtype or not tensor.is_contiguous():
+            return None
+        return tensor.view(-1).view(INTEGERS[self.dtype])
 
     def _ranked(self, index: int, values: torch.Tensor) -> torch.Tensor:
         if self._rescore is not None:
@@ -166,13 +176,17 @@ def flat_range(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     )
 
 
-def _evenly_spread(values: torch.Tensor, runs: int) -> torch.Tensor:
-    """About `runs` short runs of a flat tensor, at an odd distance so that they do not follow its columns."""
+def _evenly_spread(values: torch.Tensor, runs: int, turn: int) -> torch.Tensor:
+    """About `runs` short runs of a flat tensor, at an odd distance so that they do not follow its columns.
+
+    Every `turn` starts elsewhere: tensors that resemble each other are not sampled at the same places.
+    """
     distance = max(values.numel() // runs - 1, 0) | 1
     if distance <= _RUN:
         return values
     whole = values.numel() // distance
-    return values[: whole * distance].view(whole, distance)[:, :_RUN].reshape(-1)
+    start = turn * _RUN % (distance - _RUN)
+    return values[: whole * distance].view(whole, distance)[:, start : start + _RUN].reshape(-1)
 
 
 def _rankable(name: str, tensor: torch.Tensor) -> torch.Tensor:

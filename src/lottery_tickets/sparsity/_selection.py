@@ -38,7 +38,7 @@ _PREFIXES_A_PASS = 8
 # Below this many weights the sample costs more than it saves.
 _BRACKET_FROM = 1 << 22
 _BRACKET_BYTES = 16 << 20
-_SAMPLE_SHARE = 400
+_SAMPLE_SHARE = 800
 _SAMPLE_MOST = 1 << 20
 # Half-width of the bracket in standard deviations of the sample's rank; runs of neighbours are not independent.
 _SAMPLE_SIGMAS = 6.0
