@@ -1,5 +1,19 @@
 """Lottery tickets: sparse subnetworks that do as well as the whole network, found and judged exactly."""
 
+from lottery_tickets.errors import LayerCollapseWarning, LotteryTicketError
+from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
 from lottery_tickets.masks import Mask, applied, apply_mask, prunable_parameters, remove_mask
+from lottery_tickets.sparsity import compute_histogram_quantile
 
-__all__ = ["Mask", "applied", "apply_mask", "prunable_parameters", "remove_mask"]
+__all__ = [
+    "LayerCollapseWarning",
+    "LotteryTicketError",
+    "Mask",
+    "applied",
+    "apply_mask",
+    "compute_histogram_quantile",
+    "compute_layerwise_magnitude_ticket",
+    "create_magnitude_mask",
+    "prunable_parameters",
+    "remove_mask",
+]

@@ -1,0 +1,323 @@
+"""Magnitude pruning: masks that keep the largest weights, and how a network bears it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal, TypedDict, get_args, overload
+
+import torch
+from torch import nn
+
+from lottery_tickets.errors import LayerCollapseWarning, ParameterSelectionError, SparsityError
+from lottery_tickets.masks import Mask, PackedBits, Patterns, prunable_parameters
+from lottery_tickets.sparsity import (
+    MakeSelector,
+    NanPolicy,
+    Rescore,
+    Selection,
+    Sorting,
+    bits_above_floor,
+    check_sparsity,
+    removals_by_weight,
+    removed_count,
+)
+
+Scope = Literal["global", "layer"]
+
+
+class LayerwiseTicket(TypedDict):
+    """What `compute_layerwise_magnitude_ticket` returns.
+
+    Attributes:
+        masks: The ticket.
+        layer_sparsities: Parameter name to the fraction removed.
+        overall_sparsity: Fraction removed over all tensors.
+        method: "global" or "layer", with "_weighted" behind it if importance weights were given.
+        threshold: The largest pruned magnitude: one number under global ranking (of the weighted magnitudes if
+            weights were given), one per parameter name otherwise.
+    """
+
+    masks: Mask
+    layer_sparsities: dict[str, float]
+    overall_sparsity: float
+    method: str
+    threshold: float | dict[str, float]
+
+
+@overload
+def create_magnitude_mask(
+    model: nn.Module | Mapping[str, torch.Tensor],
+    sparsity: float,
+    use_histogram: bool = True,
+    *,
+    scope: Scope = ...,
+    only_weights: bool = ...,
+    include: Patterns = ...,
+    exclude: Patterns = ...,
+    min_density: float | None = ...,
+    nan: NanPolicy = ...,
+    progress: bool = ...,
+) -> Mask: ...
+
+
+@overload
+def create_magnitude_mask(
+    model: nn.Module | Mapping[str, torch.Tensor],
+    sparsity: Sequence[float],
+    use_histogram: bool = True,
+    *,
+    scope: Scope = ...,
+    only_weights: bool = ...,
+    include: Patterns = ...,
+    exclude: Patterns = ...,
+    min_density: float | None = ...,
+    nan: NanPolicy = ...,
+    progress: bool = ...,
+) -> list[Mask]: ...
+
+
+def create_magnitude_mask(
+    model: nn.Module | Mapping[str, torch.Tensor],
+    sparsity: float | Sequence[float],
+    use_histogram: bool = True,
+    *,
+    scope: Scope = "global",
+    only_weights: bool = True,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    min_density: float | None = None,
+    nan: NanPolicy = "raise",
+    progress: bool = True,
+) -> Mask | list[Mask]:
+    """Mask that removes exactly the `round(sparsity * N)` smallest magnitudes of N weights.
+
+    The threshold is found by counting bit patterns: exact at any size, in memory that does not grow with the
+    model beyond the mask's N / 8 bytes. Ties at it are broken by position, tensors in the order of the model,
+    row-major inside a tensor, the earlier weight pruned first. Data types may differ between tensors; magnitudes
+    are compared by value, inf is the largest, and -0.0 equals 0.0.
+
+    Args:
+        model: A model, or a mapping from names to tensors of weights (then all of them are ranked).
+        sparsity: Fraction removed, in [0, 1). A list gives one mask each, from the same counts, and the masks
+            are nested: what a lower sparsity prunes a higher one prunes too.
+        use_histogram: False sorts all magnitudes instead: the same bits, more time and 20 bytes a weight.
+        scope: "global", one threshold for all tensors together, or "layer", one per tensor, which then loses
+            `round(sparsity * n)` of its n weights.
+        only_weights: If False, the biases of the same layers are ranked with the weights.
+        include: Widens what is prunable; see `prunable_parameters`.
+        exclude: Narrows it.
+        min_density: Every tensor keeps at least this share of its weights; the total stays exact.
+        nan: "raise" refuses NaN weights, "prune" ranks them below all others.
+        progress: Show a bar on anything that takes over two seconds.
+
+    Returns:
+        The mask, or a list of masks for a list of sparsities.
+
+    Raises:
+        SparsityError: A sparsity outside [0, 1), or a `min_density` that leaves too little to remove.
+        WeightsError: NaN (named with its tensor and count), meta tensors, a data type without magnitudes.
+        ParameterSelectionError: A pattern that matches nothing.
+
+    Warns:
+        LayerCollapseWarning: A global threshold removed every weight of a tensor.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets import create_magnitude_mask
+        >>> weights = {"fc.weight": torch.tensor([[0.1, -0.5], [0.3, -0.2]])}
+        >>> create_magnitude_mask(weights, 0.5)["fc.weight"]
+        tensor([[False,  True],
+                [ True, False]])
+        >>> [mask.kept for mask in create_magnitude_mask(weights, [0.25, 0.75])]
+        [3, 1]
+
+    References:
+        Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 2 (layer-wise) and appendix H.1
+        (global pruning).
+    """
+    sparsities = [sparsity] if isinstance(sparsity, (int, float)) else list(sparsity)
+    if min_density is not None:
+        check_sparsity(min_density, "min_density")
+    tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
+    make = _selector_maker(use_histogram=use_histogram, nan=nan, progress=progress)
+    masks = _draw(tensors, [check_sparsity(one) for one in sparsities], scope, min_density, make)
+    if scope == "global":
+        _warn_of_collapse(masks)
+    return masks[0] if isinstance(sparsity, (int, float)) else masks
+
+
+def compute_layerwise_magnitude_ticket(
+    model: nn.Module | Mapping[str, torch.Tensor],
+    target_sparsity: float = 0.9,
+    use_global_ranking: bool = True,
+    layer_importance_weights: Mapping[str, float] | None = None,
+    *,
+    progress: bool = True,
+) -> LayerwiseTicket:
+    """Magnitude ticket with its sparsity layer by layer, some layers spared more than others if asked.
+
+    Under global ranking a weight w of layer l ranks by `c_l * |w|`, computed in float64, so layers with a larger
+    importance c_l keep more. Otherwise each layer is ranked by itself and its density is proportional to c_l,
+    capped at 1. Either way `round(target_sparsity * N)` weights go.
+
+    Args:
+        model: A model, or a mapping from names to tensors of weights.
+        target_sparsity: Fraction of all ranked weights removed, in [0, 1).
+        use_global_ranking: One threshold for all layers, or one per layer.
+        layer_importance_weights: Parameter or module name to a positive finite number; layers not named have 1.
+        progress: Show a bar on anything that takes over two seconds.
+
+    Returns:
+        A `LayerwiseTicket`.
+
+    Raises:
+        SparsityError: A sparsity outside [0, 1), an unknown layer, or an importance that is not positive.
+        WeightsError: NaN, meta tensors, or a data type without magnitudes.
+
+    Warns:
+        LayerCollapseWarning: A global threshold removed every weight of a tensor.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets import compute_layerwise_magnitude_ticket
+        >>> weights = {"a": torch.tensor([1.0, 2.0, 3.0, 3.5]), "b": torch.tensor([2.5, 4.0, 5.0, 6.0])}
+        >>> compute_layerwise_magnitude_ticket(weights, 0.5)["layer_sparsities"]
+        {'a': 0.75, 'b': 0.25}
+        >>> ticket = compute_layerwise_magnitude_ticket(weights, 0.5, layer_importance_weights={"a": 2.0})
+        >>> ticket["layer_sparsities"], ticket["threshold"]
+        ({'a': 0.5, 'b': 0.5}, 4.0)
+
+    References:
+        Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 2 and appendix H.1.
+    """
+    check_sparsity(target_sparsity, "target_sparsity")
+    tensors = _ranked_tensors(model, None, None, only_weights=True)
+    importance = _importance(tensors, layer_importance_weights or {})
+    numels = {name: tensor.numel() for name, tensor in tensors.items()}
+    removed = removed_count(target_sparsity, sum(numels.values()))
+    weighted = bool(layer_importance_weights)
+    threshold: float | dict[str, float]
+    if use_global_ranking:
+        rescore = _scaled_by(importance) if weighted else None
+        make = _selector_maker(rescore=rescore, dtype=torch.float64 if weighted else None, progress=progress)
+        selector = make(tensors)
+        (line,) = selector.lines([removed])
+        threshold, bits = line.threshold, selector.bits(line)
+    else:
+        removals = removals_by_weight(numels, importance, removed)
+        threshold, bits = {}, {}
+        for name, tensor in tensors.items():
+            selector = _selector_maker(progress=progress)({name: tensor})
+            (line,) = selector.lines([removals[name]])
+            threshold[name] = line.threshold
+            bits |= selector.bits(line)
+    mask = Mask.from_packed(bits, {name: tensor.shape for name, tensor in tensors.items()})
+    if use_global_ranking:
+        _warn_of_collapse([mask])
+    return LayerwiseTicket(
+        masks=mask,
+        layer_sparsities=mask.layer_sparsity(),
+        overall_sparsity=mask.sparsity,
+        method=("global" if use_global_ranking else "layer") + ("_weighted" if weighted else ""),
+        threshold=threshold,
+    )
+
+
+def _ranked_tensors(
+    model: nn.Module | Mapping[str, torch.Tensor], include: Patterns, exclude: Patterns, *, only_weights: bool
+) -> dict[str, torch.Tensor]:
+    if isinstance(model, nn.Module):
+        return dict(prunable_parameters(model, include, exclude, only_weights=only_weights))
+    if include is not None or exclude is not None:
+        raise ParameterSelectionError(
+            "include and exclude choose among a model's parameters; of a mapping every tensor is ranked."
+        )
+    return dict(model)
+
+
+def _selector_maker(
+    *,
+    use_histogram: bool = True,
+    rescore: Rescore | None = None,
+    dtype: torch.dtype | None = None,
+    nan: NanPolicy = "raise",
+    progress: bool,
+) -> MakeSelector:
+    if not use_histogram:
+        return partial(Sorting, rescore=rescore, dtype=dtype, nan=nan)
+    label = "counting weights" if progress else None
+    return partial(Selection, rescore=rescore, dtype=dtype, nan=nan, progress=label)
+
+
+def _draw(
+    tensors: Mapping[str, torch.Tensor],
+    sparsities: Sequence[float],
+    scope: Scope,
+    min_density: float | None,
+    make: MakeSelector,
+) -> list[Mask]:
+    if scope not in get_args(Scope):
+        raise SparsityError(f"scope is 'global' (one threshold) or 'layer' (one per tensor), got {scope!r}.")
+    groups = [tensors] if scope == "global" else [{name: tensor} for name, tensor in tensors.items()]
+    bits: list[dict[str, PackedBits]] = [{} for _ in sparsities]
+    for group in groups:
+        numel = sum(tensor.numel() for tensor in group.values())
+        removals = [removed_count(sparsity, numel) for sparsity in sparsities]
+        for found, drawn in zip(bits, _bits_of_group(group, removals, min_density, make), strict=True):
+            found.update(drawn)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return [Mask.from_packed(found, shapes) for found in bits]
+
+
+def _bits_of_group(
+    group: Mapping[str, torch.Tensor], removals: Sequence[int], min_density: float | None, make: MakeSelector
+) -> list[dict[str, PackedBits]]:
+    if min_density is not None:
+        return [bits_above_floor(group, removed, min_density, make) for removed in removals]
+    selector = make(group)
+    return [selector.bits(line) for line in selector.lines(removals)]
+
+
+def _warn_of_collapse(masks: Sequence[Mask]) -> None:
+    emptied = {}
+    for mask in masks:
+        numels = mask.layer_numel()
+        names = [name for name, kept in mask.layer_kept().items() if not kept and numels[name]]
+        if names:
+            emptied[round(mask.sparsity, 6)] = names
+    if emptied:
+        listed = "; ".join(f"sparsity {sparsity}: {', '.join(names)}" for sparsity, names in emptied.items())
+        warnings.warn(
+            f"Layer collapse: the global threshold removed every weight of a tensor ({listed}). "
+            "min_density keeps a share of each.",
+            LayerCollapseWarning,
+            stacklevel=3,
+        )
+
+
+def _importance(tensors: Mapping[str, torch.Tensor], given: Mapping[str, float]) -> dict[str, float]:
+    """Importance per tensor; a layer may be named by its parameter or by its module."""
+    importance = dict.fromkeys(tensors, 1.0)
+    for layer, weight in given.items():
+        names = [name for name in tensors if name == layer or name.rpartition(".")[0] == layer]
+        if not names:
+            raise SparsityError(
+                f"layer_importance_weights: no prunable layer is called {layer!r}; names look like "
+                f"{next(iter(tensors), 'nothing')!r}."
+            )
+        if not (math.isfinite(weight) and weight > 0):
+            raise SparsityError(
+                f"layer_importance_weights[{layer!r}]: expected a positive number, got {weight!r}."
+            )
+        importance |= dict.fromkeys(names, float(weight))
+    return importance
+
+
+def _scaled_by(importance: Mapping[str, float]) -> Rescore:
+    def rescore(name: str, weights: torch.Tensor) -> torch.Tensor:
+        return weights.double().abs() * importance[name]
+
+    return rescore
