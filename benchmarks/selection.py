@@ -11,12 +11,10 @@ not run, and the table says so.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import sys
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +25,7 @@ from rich.table import Table
 from torch.nn.utils import prune
 from tqdm import tqdm
 
-from _common import GIB, MIB, in_fresh_process, machine, peak_above, write_results
+from _common import MIB, machine, medians, peak_bytes_in_fresh_process, write_results
 from lottery_tickets import Mask, create_magnitude_mask
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -160,14 +158,11 @@ def measure_times(numel: int, dtype: str, sparsity: float, peers: list[str]) -> 
     return {"seconds": seconds, "removed": mask.numel - mask.kept, "expected": removals(weights, sparsity)}
 
 
-def measure_memory(numel: int, dtype: str, sparsity: float, method: str) -> dict[str, Any]:
-    """Bytes by which one run rises above the weights, after a warm-up on few weights of the same kind."""
+def prepare_memory(numel: int, dtype: str, sparsity: float, method: str) -> Callable[[], object]:
+    """One run over these weights, after a warm-up on few weights of the same kind."""
     weights = make_weights(numel, DTYPES[dtype])
     METHODS[method](make_weights(5_000_000, DTYPES[dtype]), sparsity)
-    return {"peak_bytes": peak_above(lambda: METHODS[method](weights, sparsity))}
-
-
-# -------------------------------------------------------------------- the table
+    return lambda: METHODS[method](weights, sparsity)
 
 
 def measure(sizes: Mapping[str, int], sparsity: float) -> list[dict[str, Any]]:
@@ -176,17 +171,17 @@ def measure(sizes: Mapping[str, int], sparsity: float) -> list[dict[str, Any]]:
     bytes_a_weight: dict[tuple[str, str], float] = {}
     for size, numel in sizes.items():
         for dtype in tqdm(DTYPES, desc=f"{size} weights"):
-            peak = {OURS: _memory_of(numel, dtype, sparsity, OURS)}
+            peak = {OURS: peak_bytes_in_fresh_process(prepare_memory, numel, dtype, sparsity, OURS)}
             too_large = {}
             for peer in PEERS:
                 if numel == smallest:
-                    peak[peer] = _memory_of(numel, dtype, sparsity, peer)
+                    peak[peer] = peak_bytes_in_fresh_process(prepare_memory, numel, dtype, sparsity, peer)
                     bytes_a_weight[dtype, peer] = peak[peer] / numel
                 needed = (bytes_a_weight[dtype, peer] + DTYPES[dtype].itemsize) * numel
-                if needed > 0.9 * machine()["memory_gib"] * GIB:
+                if needed > 0.9 * machine()["memory_bytes"]:
                     too_large[peer] = needed
             peers = [peer for peer in PEERS if peer not in too_large]
-            timed = in_fresh_process(__file__, "--times", numel, dtype, sparsity, *peers)
+            timed = _times_in_a_process(numel, dtype, sparsity, peers)
             assert timed["removed"] == timed["expected"], timed
             rows.append(
                 {
@@ -194,7 +189,7 @@ def measure(sizes: Mapping[str, int], sparsity: float) -> list[dict[str, Any]]:
                     "numel": numel,
                     "dtype": dtype,
                     **timed,
-                    "median_seconds": {name: statistics.median(runs) for name, runs in timed["seconds"].items()},
+                    "median_seconds": medians(timed["seconds"]),
                     "peak_bytes": peak,
                     "allowed_peak_bytes": numel // 8 + 64 * MIB,
                     "bytes_that_do_not_fit": too_large,
@@ -203,8 +198,9 @@ def measure(sizes: Mapping[str, int], sparsity: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _memory_of(numel: int, dtype: str, sparsity: float, method: str) -> int:
-    return int(in_fresh_process(__file__, "--memory", numel, dtype, sparsity, method)["peak_bytes"])
+def _times_in_a_process(numel: int, dtype: str, sparsity: float, peers: list[str]) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure_times, numel, dtype, sparsity, peers).result()
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -224,7 +220,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         seconds = row["median_seconds"]
         for name in (READ, OURS, *PEERS):
             if name in row["bytes_that_do_not_fit"]:
-                needed = f"needs {row['bytes_that_do_not_fit'][name] / GIB:.0f} GiB"
+                needed = f"needs {row['bytes_that_do_not_fit'][name] / 2**30:.0f} GiB"
                 table.add_row(row["size"], row["dtype"], name, needed)
                 continue
             peak = row["peak_bytes"].get(name)
@@ -246,20 +242,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes; nothing is written")
     parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--times", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--memory", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.times:
-        numel, dtype, sparsity, *peers = arguments.times
-        json.dump(measure_times(int(numel), dtype, float(sparsity), peers), sys.stdout)
-    elif arguments.memory:
-        numel, dtype, sparsity, method = arguments.memory
-        json.dump(measure_memory(int(numel), dtype, float(sparsity), method), sys.stdout)
-    else:
-        rows = measure(QUICK_SIZES if arguments.quick else SIZES, arguments.sparsity)
-        show(rows)
-        if not arguments.quick:
-            print(write_results("selection", {"sparsity": arguments.sparsity, "rows": rows}))
+    rows = measure(QUICK_SIZES if arguments.quick else SIZES, arguments.sparsity)
+    show(rows)
+    if not arguments.quick:
+        print(write_results("selection", {"sparsity": arguments.sparsity, "rows": rows}))
 
 
 if __name__ == "__main__":
