@@ -3,6 +3,7 @@
 from lottery_tickets.errors import LayerCollapseWarning, LotteryTicketError
 from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
 from lottery_tickets.masks import Mask, applied, apply_mask, prunable_parameters, remove_mask
+from lottery_tickets.robustness import compute_pruning_robustness
 from lottery_tickets.sparsity import compute_histogram_quantile
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "apply_mask",
     "compute_histogram_quantile",
     "compute_layerwise_magnitude_ticket",
+    "compute_pruning_robustness",
     "create_magnitude_mask",
     "prunable_parameters",
     "remove_mask",
