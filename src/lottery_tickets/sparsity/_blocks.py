@@ -68,9 +68,9 @@ class Weights:
         dtype: torch.dtype | None = None,
         nan_first: bool = False,
     ) -> None:
-        self.tensors = {name: _rankable(name, tensor) for name, tensor in tensors.items()}
+        self.tensors = rankable(tensors)
         self.names = tuple(self.tensors)
-        self.dtype = dtype or common_dtype(self.tensors.values())
+        self.dtype = dtype or common_dtype(tensor.dtype for tensor in self.tensors.values() if tensor.numel())
         self.numel = sum(tensor.numel() for tensor in self.tensors.values())
         self._rescore = rescore
         self._nan_first = nan_first
@@ -133,10 +133,33 @@ class Weights:
         return torch.where(magnitudes < self.infinity, magnitudes + 1, 0)
 
 
-def common_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
-    """Smallest floating-point type that holds every value of these tensors exactly."""
-    dtypes = {tensor.dtype for tensor in tensors if tensor.numel()}
-    return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Smallest floating-point type that holds every value of these types exactly; float32 for no types."""
+    distinct = set(dtypes)
+    return functools.reduce(torch.promote_types, distinct) if distinct else torch.float32
+
+
+def rankable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors without their gradients, if all have magnitudes to rank.
+
+    Raises:
+        WeightsError: One that has none; it is named.
+    """
+    return {name: _rankable(name, tensor) for name, tensor in tensors.items()}
+
+
+def refuse_nan(counts: Mapping[str, int]) -> None:
+    """Raise if a tensor holds NaN.
+
+    Raises:
+        WeightsError: Every such tensor is named, with how many.
+    """
+    if any(counts.values()):
+        listed = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
+        raise WeightsError(
+            f"NaN has no rank among magnitudes; found in {listed}. Repair the weights, or pass nan='prune' to let "
+            "NaN go first."
+        )
 
 
 def pattern_of(value: float, dtype: torch.dtype) -> int:
