@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,7 +48,11 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
 
 
 def load_model(
-    folder: str | os.PathLike[str], dtype: torch.dtype | None = None, *, device: torch.device | str = "cpu"
+    folder: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
 ) -> nn.Module:
     """Causal language model of a checkpoint folder, in evaluation mode.
 
@@ -54,6 +60,7 @@ def load_model(
         folder: A checkpoint folder; see `resolve_model`.
         dtype: Data type of the weights; None keeps the checkpoint's.
         device: Where to.
+        progress: Show transformers' bar.
 
     Raises:
         CheckpointError: transformers cannot load it, or weights of the model are not in the files.
@@ -70,9 +77,10 @@ def load_model(
     """
     transformers = _transformers()
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or "auto", output_loading_info=True
-        )
+        with _bars(transformers, shown=progress):
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype or "auto", output_loading_info=True
+            )
     except Exception as error:  # a damaged configuration raises whatever it happens to run into
         raise CheckpointError(f"{folder}: transformers cannot load it: {_first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
@@ -130,6 +138,19 @@ def _transformers() -> ModuleType:
     except ImportError as error:
         raise MissingExtraError("transformers", "hf") from error
     return transformers  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _bars(transformers: ModuleType, *, shown: bool) -> Iterator[None]:
+    settings = transformers.utils.logging
+    silence = not shown and settings.is_progress_bar_enabled()
+    if silence:
+        settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if silence:
+            settings.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
