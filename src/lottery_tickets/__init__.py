@@ -1,6 +1,7 @@
 """Lottery tickets: sparse subnetworks that do as well as the whole network, found and judged exactly."""
 
 from lottery_tickets.errors import LayerCollapseWarning, LotteryTicketError
+from lottery_tickets.evaluation import compute_lottery_ticket_qualities, compute_lottery_ticket_quality
 from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
 from lottery_tickets.masks import Mask, applied, apply_mask, prunable_parameters, remove_mask
 from lottery_tickets.sparsity import compute_histogram_quantile
@@ -13,6 +14,8 @@ __all__ = [
     "apply_mask",
     "compute_histogram_quantile",
     "compute_layerwise_magnitude_ticket",
+    "compute_lottery_ticket_qualities",
+    "compute_lottery_ticket_quality",
     "create_magnitude_mask",
     "prunable_parameters",
     "remove_mask",

@@ -108,14 +108,14 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
     for heading in ("sparsity", "ticket", "random mask", "retention", "file, bytes"):
         table.add_column(heading, justify="right")
     dense = data["dense"]
-    table.add_row("dense", with_interval(dense["perplexity"], dense["perplexity_interval"]), "", "1", "")
+    table.add_row("dense", with_interval(dense["perplexity"], dense["perplexity_interval"], 2), "", "1", "")
     for row in data["tickets"]:
         ticket, random = row["ticket"], row["random"]
         table.add_row(
-            number(ticket["sparsity"]),
-            with_interval(ticket["perplexity"], ticket["perplexity_interval"]),
-            with_interval(random["perplexity"], random["perplexity_interval"]),
-            with_interval(ticket["performance_retention"], ticket["retention_interval"]),
+            number(ticket["sparsity"], 3),
+            with_interval(ticket["perplexity"], ticket["perplexity_interval"], 2),
+            with_interval(random["perplexity"], random["perplexity_interval"], 2),
+            with_interval(ticket["performance_retention"], ticket["retention_interval"], 3),
             f"{row['bytes']:,}",
         )
     console.print(table)

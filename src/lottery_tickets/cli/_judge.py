@@ -134,13 +134,13 @@ def _show_qualities(console: Console, data: Mapping[str, Any]) -> None:
     for heading in ("sparsity", "perplexity", "retention"):
         table.add_column(heading, justify="right")
     baseline = data["baseline"]
-    table.add_row("dense", "0", with_interval(baseline["perplexity"], baseline["perplexity_interval"]), "1")
+    table.add_row("dense", "0", with_interval(baseline["perplexity"], baseline["perplexity_interval"], 2), "1")
     for name, quality in data["tickets"].items():
         table.add_row(
             name,
-            number(quality["sparsity"]),
-            with_interval(quality["perplexity"], quality["perplexity_interval"]),
-            with_interval(quality["performance_retention"], quality["retention_interval"]),
+            number(quality["sparsity"], 3),
+            with_interval(quality["perplexity"], quality["perplexity_interval"], 2),
+            with_interval(quality["performance_retention"], quality["retention_interval"], 3),
         )
     console.print(table)
     confidence = next(iter(data["tickets"].values()))["confidence"]
@@ -150,7 +150,7 @@ def _show_qualities(console: Console, data: Mapping[str, Any]) -> None:
 def _show_overlap(console: Console, result: Mapping[str, Any]) -> None:
     summary = result["summary"]
     console.print(f"{result['method']} {result['overall_overlap']:.6f}")
-    console.print(f"by chance {number(result['expected_by_chance'])}, excess {number(result['excess'])}")
+    console.print(f"by chance {number(result['expected_by_chance'], 6)}, excess {number(result['excess'], 6)}")
     console.print(
         f"{summary['total_intersection']:,} weights are kept by both, {summary['total_union']:,} by either; "
         f"sparsity {summary['sparsity_mask1']:.6f} and {summary['sparsity_mask2']:.6f}"

@@ -100,18 +100,18 @@ def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Callable[P
     return register
 
 
-def number(value: float | None) -> str:
-    """A measured number for a table, four or five digits of it."""
+def number(value: float | None, digits: int) -> str:
+    """A measured number for a table, with so many digits after the point while they say something."""
     if value is None:
         return "-"
-    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
+    return f"{value:,.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
-def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+def with_interval(value: float | None, interval: Sequence[float] | None, digits: int) -> str:
     """A measured number and its interval, where there is one."""
     if interval is None:
-        return number(value)
-    return f"{number(value)} [{number(interval[0])}, {number(interval[1])}]"
+        return number(value, digits)
+    return f"{number(value, digits)} [{number(interval[0], digits)}, {number(interval[1], digits)}]"
 
 
 @contextmanager
