@@ -1,4 +1,18 @@
-"""Lottery tickets: sparse subnetworks that do as well as the whole network, found and judged exactly."""
+"""Lottery tickets: sparse subnetworks that do as well as the whole network, found and judged exactly.
+
+The names in `__all__` are the promised ones; files may move, names may not. The root is what you do, the folders
+are what it is made of, and a module imports only from the floors below its own:
+
+    cli, utils                        the command line; helper names for those who look for them there
+    magnitude_pruning                 model -> magnitude mask
+    evaluation                        model, mask, data -> quality
+    robustness                        model, data -> loss over sparsities
+    overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
+    large_models                      checkpoint folders, tensor by tensor
+    sparsity                          how much is removed, and where the line is drawn
+    masks, _batches                   what a ticket is; a batch of any form -> a loss that adds
+    _kernels, errors                  compiled loops over bits; what can go wrong
+"""
 
 from lottery_tickets.determinism import ensure_deterministic_pruning
 from lottery_tickets.errors import LayerCollapseWarning, LotteryTicketError
