@@ -1,10 +1,19 @@
-"""Lottery tickets: sparse subnetworks that do as well as the whole network, found and judged exactly."""
+"""Lottery tickets: sparse subnetworks that do as well as the whole network, found and judged exactly.
 
-from lottery_tickets.errors import LayerCollapseWarning, LotteryTicketError
-from lottery_tickets.evaluation import compute_lottery_ticket_qualities, compute_lottery_ticket_quality
-from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
-from lottery_tickets.masks import Mask, applied, apply_mask, prunable_parameters, remove_mask
-from lottery_tickets.sparsity import compute_histogram_quantile
+Names are imported when they are first used, so that the command line answers without loading torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lottery_tickets.errors import LayerCollapseWarning, LotteryTicketError
+    from lottery_tickets.evaluation import compute_lottery_ticket_qualities, compute_lottery_ticket_quality
+    from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
+    from lottery_tickets.masks import Mask, applied, apply_mask, prunable_parameters, remove_mask
+    from lottery_tickets.sparsity import compute_histogram_quantile
 
 __all__ = [
     "LayerCollapseWarning",
@@ -20,3 +29,22 @@ __all__ = [
     "prunable_parameters",
     "remove_mask",
 ]
+
+# Modules that hold these names, those that load fastest first.
+_HOMES = ("errors", "masks", "sparsity", "magnitude_pruning", "evaluation")
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name in _HOMES:
+            return import_module(f"{__name__}.{name}")
+        if name in __all__:
+            for home in _HOMES:
+                module = import_module(f"{__name__}.{home}")
+                if hasattr(module, name):
+                    globals()[name] = getattr(module, name)
+                    return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_HOMES})

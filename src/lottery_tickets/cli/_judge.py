@@ -127,7 +127,7 @@ def overlap(
 
 def _show_qualities(console: Console, data: Mapping[str, Any]) -> None:
     table = Table(
-        title=f"{data['model']} ({data['dtype']}) on {data['text']}: {data['windows']} windows of "
+        title=f"{data['model']} ({data['dtype']}) on {Path(data['text']).name}: {data['windows']} windows of "
         f"{data['context']} tokens"
     )
     table.add_column("ticket", overflow="fold")
