@@ -318,7 +318,7 @@ def test_demo(smollm2_folder: Path, english_text: str, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ("inspect absent.safetensors", "absent.safetensors"),
-        ("inspect {folder}", "Is a directory"),
+        ("inspect {folder}", "a folder; a ticket is one file"),
         ("inspect {text}", "not a whole safetensors file"),
         ("inspect {model}/model-00001-of-00002.safetensors", "a ticket says 'lottery_tickets.mask'"),
         ("mask no/such-model -s 0.5 -o {folder}/x", "no/such-model is neither a folder here nor"),
@@ -432,6 +432,17 @@ def test_version_and_help_load_no_torch() -> None:
     code = "import sys, lottery_tickets.cli; print({'torch', 'transformers', 'numba'} & sys.modules.keys())"
     assert process(code=code).stdout == "set()\n"
     assert process("--version").stdout == "lottery-tickets 0.1.0\n"
+
+
+@pytest.mark.parametrize("name", lottery_tickets.__all__)
+def test_names_of_the_root_are_found_when_they_are_used(name: str) -> None:
+    assert getattr(lottery_tickets, name).__module__.startswith("lottery_tickets.")
+    assert name in dir(lottery_tickets)
+
+
+def test_a_name_the_root_does_not_have() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = lottery_tickets.nothing
 
 
 @pytest.fixture

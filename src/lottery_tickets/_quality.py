@@ -46,9 +46,10 @@ class TicketQuality(TypedDict):
         num_samples: Rows of the batches that count.
         num_units: What the means are over: tokens, labels, elements of a regression target, or samples.
         baseline: The dense model on the same batches, or what was given.
-        quality_score: `sparsity * min(1, performance_retention)`: the fraction removed, discounted by what its
-            removal cost; 0 for a dense model, close to 1 for a very sparse ticket that lost nothing. None where
-            retention is None.
+        quality_score: `sparsity * min(1, r)`: the fraction removed, discounted by what its removal cost; 0 for a
+            dense model, close to 1 for a very sparse ticket that lost nothing. r is the retention, but for token
+            models dense perplexity over the ticket's: the loss of a model that is down to guessing is only a few
+            times the dense one. None where the retention is None.
         performance_retention: 1.0 is as good as dense, more is better. Accuracy of the ticket over dense accuracy
             where there is one, else dense loss over the ticket's. None where the ratio has no meaning: a loss that
             is not positive, or a dense accuracy of 0.
@@ -118,7 +119,7 @@ def ticket_quality(
         num_samples=whole.samples,
         num_units=whole.units,
         baseline=compared,
-        quality_score=None if retention is None else sparsity * min(1.0, retention),
+        quality_score=None if retention is None else sparsity * min(1.0, _remains(retention, whole, compared)),
         performance_retention=retention,
         retention_metric=metric,
         retention_interval=retention_interval,
@@ -197,6 +198,12 @@ def _retention(
     if metric == "accuracy":
         return own / reference, ratio_interval(tickets, denses, confidence)
     return reference / own, ratio_interval(denses, tickets, confidence)
+
+
+def _remains(retention: float, ticket: BatchLoss, baseline: Baseline) -> float:
+    if ticket.tokens and baseline["loss"] is not None:
+        return _exp(baseline["loss"] - ticket.mean)
+    return retention
 
 
 def _sums(parts: Sequence[BatchLoss], metric: RetentionMetric) -> list[float]:

@@ -116,8 +116,8 @@ def overlap(
     jaccard is intersection over union, dice twice the intersection over the sum of both, overlap the
     intersection over the smaller one.
     """
-    from lottery_tickets.evaluation import compute_ticket_overlap
     from lottery_tickets.masks import Mask
+    from lottery_tickets.overlap import compute_ticket_overlap
 
     result: Mapping[str, Any] = compute_ticket_overlap(
         Mask.load(first), Mask.load(second), method.value, strict=strict
@@ -150,7 +150,10 @@ def _show_qualities(console: Console, data: Mapping[str, Any]) -> None:
 def _show_overlap(console: Console, result: Mapping[str, Any]) -> None:
     summary = result["summary"]
     console.print(f"{result['method']} {result['overall_overlap']:.6f}")
-    console.print(f"by chance {number(result['expected_by_chance'], 6)}, excess {number(result['excess'], 6)}")
+    console.print(
+        f"by chance {result['expected_by_chance']:.6f}, excess {result['excess']:+.6f}, "
+        f"z-score {number(result['z_score'], 1)}"
+    )
     console.print(
         f"{summary['total_intersection']:,} weights are kept by both, {summary['total_union']:,} by either; "
         f"sparsity {summary['sparsity_mask1']:.6f} and {summary['sparsity_mask2']:.6f}"

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,8 @@ def read(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, PackedBits], dict[str, torch.Size], dict[str, str], str]:
     """Packed bits, shapes, the caller's metadata and the digest the file claims; bytes checked against shapes."""
+    if Path(path).is_dir():
+        raise MaskFileError(f"{path}: a folder; a ticket is one file, written by Mask.save.")
     try:
         with safe_open(path, framework="numpy") as file:
             header = _checked_header(path, file.metadata())
