@@ -17,15 +17,20 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lottery-tickets {version('lottery-tickets')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    if show_version:
-        typer.echo(f"lottery-tickets {version('lottery-tickets')}")
-        raise typer.Exit
+    """Hold the options that come before a command."""
 
 
 def main() -> None:

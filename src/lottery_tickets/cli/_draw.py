@@ -67,7 +67,6 @@ def mask(
     from lottery_tickets.magnitude_pruning import create_magnitude_mask
 
     folder = resolve_model(model)
-    session.note(f"reading {folder}")
     digest = compute_weights_digest(folder)
     masks = create_magnitude_mask(
         load_model(folder, dtype.torch, progress=session.progress),

@@ -127,7 +127,7 @@ def overlap(
 
 def _show_qualities(console: Console, data: Mapping[str, Any]) -> None:
     table = Table(
-        title=f"{data['model']} ({data['dtype']}) on {data['text']}: {data['windows']} windows of "
+        title=f"{data['model']} ({data['dtype']}) on {Path(data['text']).name}: {data['windows']} windows of "
         f"{data['context']} tokens"
     )
     table.add_column("ticket", overflow="fold")
@@ -150,7 +150,10 @@ def _show_qualities(console: Console, data: Mapping[str, Any]) -> None:
 def _show_overlap(console: Console, result: Mapping[str, Any]) -> None:
     summary = result["summary"]
     console.print(f"{result['method']} {result['overall_overlap']:.6f}")
-    console.print(f"by chance {number(result['expected_by_chance'], 6)}, excess {number(result['excess'], 6)}")
+    console.print(
+        f"by chance {result['expected_by_chance']:.6f}, excess {result['excess']:+.6f}, "
+        f"z-score {number(result['z_score'], 1)}"
+    )
     console.print(
         f"{summary['total_intersection']:,} weights are kept by both, {summary['total_union']:,} by either; "
         f"sparsity {summary['sparsity_mask1']:.6f} and {summary['sparsity_mask2']:.6f}"

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def read(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, PackedBits], dict[str, torch.Size], dict[str, str], str]:
     """Packed bits, shapes, the caller's metadata and the digest the file claims; bytes checked against shapes."""
-    if os.path.isdir(path):  # noqa: PTH112  # takes every path that open() takes
+    if Path(path).is_dir():
         raise MaskFileError(f"{path}: a folder, not a ticket file; give the path of the .safetensors file in it.")
     try:
         with safe_open(path, framework="numpy") as file:
