@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from lottery_tickets.cli._app import app
 from lottery_tickets.cli._arguments import ModelArgument, OtherWeightsOption, TicketArgument, check_weights
-from lottery_tickets.cli._shell import Report, Session, command
+from lottery_tickets.cli._shell import Report, Session, command, new_table
 
 
 @command(app, "inspect", "lottery-tickets inspect tickets/magnitude-0.5.safetensors")
@@ -72,7 +71,7 @@ def _show_ticket(console: Console, data: dict[str, Any]) -> None:
     console.print(f"removes {removed:,} of {data['numel']:,} weights, sparsity {data['sparsity']:.6f}")
     for key, text in sorted(data["metadata"].items()):
         console.print(f"  {key}: {text}")
-    table = Table("tensor", "shape")
+    table = new_table("tensor", "shape")
     for heading in ("weights", "kept", "sparsity"):
         table.add_column(heading, justify="right")
     for name, layer in data["layers"].items():
