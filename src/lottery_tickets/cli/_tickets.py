@@ -30,7 +30,7 @@ def inspect(session: Session, ticket: TicketArgument) -> Report:
         "numel": mask.numel,
         "kept": mask.kept,
         "sparsity": mask.sparsity,
-        "metadata": dict(mask.metadata),
+        "metadata": dict(sorted(mask.metadata.items())),
         "layers": {
             name: {"shape": list(shape), "numel": shape.numel(), "kept": kept[name], "sparsity": sparsity[name]}
             for name, shape in mask.shapes.items()
@@ -66,11 +66,14 @@ def apply(
 
 
 def _show_ticket(console: Console, data: dict[str, Any]) -> None:
-    console.print(f"{data['path']}  {data['bytes']:,} bytes, digest {data['digest']}")
     removed = data["numel"] - data["kept"]
-    console.print(f"removes {removed:,} of {data['numel']:,} weights, sparsity {data['sparsity']:.6f}")
-    for key, text in sorted(data["metadata"].items()):
-        console.print(f"  {key}: {text}")
+    console.print(
+        f"{data['path']}, {data['bytes']:,} bytes: removes {removed:,} of {data['numel']:,} weights, "
+        f"sparsity {data['sparsity']:.6f}",
+        soft_wrap=True,
+    )
+    for key, text in {"digest": data["digest"], **data["metadata"]}.items():
+        console.print(f"  {key}: {text}", soft_wrap=True)
     table = new_table("tensor", "shape")
     for heading in ("weights", "kept", "sparsity"):
         table.add_column(heading, justify="right")
