@@ -318,7 +318,7 @@ def test_demo(smollm2_folder: Path, english_text: str, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ("inspect absent.safetensors", "absent.safetensors"),
-        ("inspect {folder}", "a folder; a ticket is one file"),
+        ("inspect {folder}", "a folder, not a ticket file"),
         ("inspect {text}", "not a whole safetensors file"),
         ("inspect {model}/model-00001-of-00002.safetensors", "a ticket says 'lottery_tickets.mask'"),
         ("mask no/such-model -s 0.5 -o {folder}/x", "no/such-model is neither a folder here nor"),

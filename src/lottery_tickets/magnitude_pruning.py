@@ -21,6 +21,7 @@ from lottery_tickets.sparsity import (
     Sorting,
     bits_above_floor,
     check_sparsity,
+    one_or_many,
     removals_by_weight,
     removed_count,
 )
@@ -138,7 +139,7 @@ def create_magnitude_mask(
         Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 2 (layer-wise) and appendix H.1
         (global pruning).
     """
-    sparsities = [sparsity] if isinstance(sparsity, (int, float)) else list(sparsity)
+    sparsities, single = one_or_many(sparsity)
     if min_density is not None:
         check_sparsity(min_density, "min_density")
     tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
@@ -146,7 +147,7 @@ def create_magnitude_mask(
     masks = _draw(tensors, [check_sparsity(one) for one in sparsities], scope, min_density, make)
     if scope == "global":
         _warn_of_collapse(masks)
-    return masks[0] if isinstance(sparsity, (int, float)) else masks
+    return masks[0] if single else masks
 
 
 def compute_layerwise_magnitude_ticket(

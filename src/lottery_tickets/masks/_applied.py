@@ -10,8 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -155,8 +154,7 @@ def remove_mask(
         weight.detach()[pruned] = original[pruned] if original.shape == weight.shape else original
 
 
-@dataclass(frozen=True)
-class _Recipe:
+class _Recipe(NamedTuple):
     """How to make a masked copy again in the backward pass."""
 
     weight: torch.Tensor
@@ -192,7 +190,7 @@ class _Copies:
 
     def save(self, tensor: torch.Tensor) -> torch.Tensor | _Recipe:
         entry = self._alive.get(tensor.untyped_storage().data_ptr()) if _has_storage(tensor) else None
-        if entry is None or entry[0]() is None:
+        if entry is None or entry[0]() is None or tensor._version:  # a copy that was written is no copy
             return tensor
         _, weight, packed = entry
         return _Recipe(
@@ -214,7 +212,8 @@ class _MaskedWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _masked_copy(gradients[0], ctx.packed), None
+        # The map is linear, so it is its own derivative; applied as such, it has one in turn.
+        return _MaskedWeight.apply(gradients[0], ctx.packed), None  # type: ignore[no-untyped-call]
 
 
 def _masked_class(original: type, attributes: Mapping[str, PackedBits], copies: _Copies) -> type:
@@ -222,8 +221,16 @@ def _masked_class(original: type, attributes: Mapping[str, PackedBits], copies: 
     namespace: dict[str, Any] = {
         attribute: property(_masked_reader(attribute, packed, copies)) for attribute, packed in attributes.items()
     }
+    namespace["__reduce_ex__"] = _refuse_copy
     namespace |= {_MARK: True, "__module__": original.__module__, "__qualname__": original.__qualname__}
     return type(original.__name__, (original,), namespace)
+
+
+def _refuse_copy(module: nn.Module, _protocol: object) -> str:
+    raise MaskAppliedError(
+        f"{type(module).__name__}: a module cannot be copied or pickled while a mask is applied to it; do so "
+        "outside the block, and for a pruned copy use apply_mask on a copy."
+    )
 
 
 def _masked_reader(attribute: str, packed: PackedBits, copies: _Copies) -> Callable[[nn.Module], torch.Tensor]:
@@ -281,9 +288,16 @@ def _has_storage(tensor: torch.Tensor) -> bool:
 def _check_original(
     name: str, weight: torch.Tensor, ticket: Mask, original_weights: Mapping[str, torch.Tensor]
 ) -> None:
+    if not isinstance(original_weights, Mapping):
+        raise MaskMismatchError(
+            "original_weights: expected a dict of tensors by parameter name, got "
+            f"{type(original_weights).__name__}; apply_mask returns one with clone_weights=True."
+        )
     if name not in original_weights:
         raise MaskMismatchError(f"{name}: original_weights lacks it; give what apply_mask returned.")
     original = original_weights[name]
+    if not isinstance(original, torch.Tensor):
+        raise MaskMismatchError(f"{name}: original_weights holds {type(original).__name__}, expected a tensor.")
     removed = weight.numel() - _bits.count(ticket.packed(name))
     if original.dtype != weight.dtype or original.shape not in (weight.shape, torch.Size([removed])):
         raise MaskMismatchError(

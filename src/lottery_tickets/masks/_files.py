@@ -7,6 +7,7 @@ bit. The header's metadata holds the keys of `_RESERVED` and whatever the caller
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from lottery_tickets.masks._bits import PackedBits
 FORMAT = "lottery_tickets.mask"
 FORMAT_VERSION = "1"
 
+_METADATA = "__metadata__"
 _RESERVED = ("format", "format_version", "shapes", "digest", "numel", "kept", "sparsity", "library_version")
 
 
@@ -42,8 +44,11 @@ def write(
     for key, value in metadata.items():
         if key in _RESERVED:
             raise MaskFileError(f"Metadata key {key!r} belongs to the format; choose another name for yours.")
-        if not isinstance(value, str):
-            raise MaskFileError(f"Metadata {key!r}: values are text, got {type(value).__name__}; use str().")
+        for part, text in (("keys", key), ("values", value)):
+            if not isinstance(text, str):
+                raise MaskFileError(f"Metadata {key!r}: {part} are text, got {type(text).__name__}; use str().")
+    if _METADATA in shapes:
+        raise MaskFileError(f"{_METADATA}: safetensors keeps this name for itself; rename the tensor.")
     numel = sum(shape.numel() for shape in shapes.values())
     header = {
         **metadata,
@@ -65,7 +70,7 @@ def read(
 ) -> tuple[dict[str, PackedBits], dict[str, torch.Size], dict[str, str], str]:
     """Packed bits, shapes, the caller's metadata and the digest the file claims; bytes checked against shapes."""
     if Path(path).is_dir():
-        raise MaskFileError(f"{path}: a folder; a ticket is one file, written by Mask.save.")
+        raise MaskFileError(f"{path}: a folder, not a ticket file; give the path of the .safetensors file in it.")
     try:
         with safe_open(path, framework="numpy") as file:
             header = _checked_header(path, file.metadata())
@@ -107,13 +112,16 @@ def _checked_header(path: str | os.PathLike[str], header: Mapping[str, str] | No
 def _parsed_shapes(path: str | os.PathLike[str], text: str) -> dict[str, torch.Size]:
     try:
         shapes = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise MaskFileError(f"{path}: metadata 'shapes' is not JSON ({error}).") from error
+    except (ValueError, RecursionError) as error:  # no JSON, numbers of thousands of digits, endless nesting
+        raise MaskFileError(f"{path}: metadata 'shapes' is not readable JSON ({error}).") from error
     if not isinstance(shapes, dict):
         raise MaskFileError(f"{path}: metadata 'shapes' must map names to lists of sizes.")
     for name, shape in shapes.items():
         if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
             raise MaskFileError(f"{path}: {name}: shape {shape!r} is not a list of non-negative integers.")
+        # Products beyond 64 bits would wrap around, and a huge tensor pass for a small one.
+        if max(shape, default=0) > _bits.MOST or math.prod(shape) > _bits.MOST:
+            raise MaskFileError(f"{path}: {name}: shape {shape!r} holds more weights than a tensor can.")
     return {name: torch.Size(shape) for name, shape in shapes.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -81,6 +82,11 @@ class Mask(Mapping[str, torch.Tensor]):
             >>> Mask.from_tensors({"w": torch.ones(2, 3)}).sparsity
             0.0
         """
+        if not isinstance(tensors, Mapping):
+            raise MaskError(
+                f"Expected a Mask or a dict of tensors by parameter name, got {type(tensors).__name__}. "
+                "A file is read by Mask.load(path)."
+            )
         packed = {}
         shapes = {}
         for name, tensor in tensors.items():
@@ -99,7 +105,7 @@ class Mask(Mapping[str, torch.Tensor]):
         *,
         metadata: Mapping[str, str] | None = None,
     ) -> Mask:
-        """Take over packed bits: no copy is made, and the arrays become read-only.
+        """Take over packed bits: contiguous arrays are not copied, and become read-only.
 
         Args:
             packed: Name to `ceil(numel / 8)` bytes, the first weight in the lowest bit, bits beyond the last
@@ -124,7 +130,7 @@ class Mask(Mapping[str, torch.Tensor]):
             _check_packed(name, packed[name], torch.Size(shape))
         mask = object.__new__(cls)
         mask._shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
-        mask._packed = {name: packed[name] for name in shapes}
+        mask._packed = {name: np.ascontiguousarray(packed[name]) for name in shapes}
         mask._metadata = dict(metadata or {})
         mask._digest = None
         for array in mask._packed.values():
@@ -425,14 +431,7 @@ def as_mask(mask: Mapping[str, torch.Tensor]) -> Mask:
         >>> as_mask({"w": torch.tensor([True, False])}).kept
         1
     """
-    if isinstance(mask, Mask):
-        return mask
-    if not isinstance(mask, Mapping):
-        raise MaskError(
-            f"Expected a Mask or a dict of tensors by parameter name, got {type(mask).__name__}. "
-            "A file is read by Mask.load(path)."
-        )
-    return Mask.from_tensors(mask)
+    return mask if isinstance(mask, Mask) else Mask.from_tensors(mask)
 
 
 def _rebuild(packed: dict[str, PackedBits], shapes: dict[str, torch.Size], metadata: dict[str, str]) -> Mask:
@@ -453,6 +452,8 @@ def _as_decisions(name: str, tensor: torch.Tensor) -> torch.Tensor:
         raise MaskError(f"{name}: expected a tensor of 0 and 1, got {type(tensor).__name__}.")
     if tensor.is_meta:
         raise MaskError(f"{name}: a tensor on the meta device holds no decisions; give one with data.")
+    if tensor.layout != torch.strided:
+        raise MaskError(f"{name}: expected a dense tensor, got layout {tensor.layout}; pass tensor.to_dense().")
     tensor = tensor.detach()
     if tensor.dtype == torch.bool:
         return tensor.cpu()
@@ -468,7 +469,7 @@ def _as_decisions(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _check_packed(name: str, packed: Any, shape: torch.Size) -> None:
-    size = _bits.packed_size(shape.numel())
+    size = _bits.packed_size(math.prod(shape))
     if not isinstance(packed, np.ndarray) or packed.dtype != np.uint8 or packed.shape != (size,):
         found = f"{packed.dtype} {packed.shape}" if isinstance(packed, np.ndarray) else type(packed).__name__
         raise MaskError(f"{name}: shape {tuple(shape)} takes {size} bytes of packed bits, got {found}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -65,10 +65,13 @@ def prunable_parameters(
     aliases = parameter_aliases(model)
     canonical = {alias: names[0] for names in aliases.values() for alias in names}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    chosen = {canonical[name] for name in _layer_parameters(model, only_weights=only_weights)}
+    names, computed = _layer_parameters(model, only_weights=only_weights)
+    excluded = _matches(exclude, parameters, "exclude", computed)
+    _refuse_computed(name for name in computed if name not in excluded)
+    chosen = {canonical[name] for name in names}
     chosen -= {canonical[name] for name in _embedding_weights(model)}
     chosen |= {canonical[name] for name in _matches(include, parameters, "include")}
-    chosen -= {canonical[name] for name in _matches(exclude, parameters, "exclude")}
+    chosen -= {canonical[name] for name in excluded if name in canonical}
     if not chosen:
         raise ParameterSelectionError(
             f"{type(model).__name__} has nothing to prune: no linear or convolution weight is left. "
@@ -165,8 +168,9 @@ def _is_layer(module: nn.Module) -> bool:
     )
 
 
-def _layer_parameters(model: nn.Module, *, only_weights: bool) -> list[str]:
-    names = []
+def _layer_parameters(model: nn.Module, *, only_weights: bool) -> tuple[list[str], list[str]]:
+    """Names of the layers' parameters, and of weights that are not parameters but computed from some."""
+    names, computed = [], []
     for prefix, module in model.named_modules(remove_duplicate=False):
         if not _is_layer(module):
             continue
@@ -175,12 +179,17 @@ def _layer_parameters(model: nn.Module, *, only_weights: bool) -> list[str]:
             if module._parameters.get(attribute) is not None:
                 names.append(name)
             elif attribute == "weight":
-                raise ParameterSelectionError(
-                    f"{name} is computed by a parametrization or by torch.nn.utils.prune, so there is no "
-                    "parameter of that name to prune. Make it plain first "
-                    "(torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove)."
-                )
-    return names
+                computed.append(name)
+    return names, computed
+
+
+def _refuse_computed(names: Iterable[str]) -> None:
+    for name in names:
+        raise ParameterSelectionError(
+            f"{name} is computed by a parametrization or by torch.nn.utils.prune, so there is no parameter of "
+            "that name to prune. Make it plain first (torch.nn.utils.parametrize.remove_parametrizations or "
+            f"torch.nn.utils.prune.remove), or pass exclude={name!r}."
+        )
 
 
 def _embedding_weights(model: nn.Module) -> list[str]:
@@ -191,14 +200,22 @@ def _embedding_weights(model: nn.Module) -> list[str]:
     ]
 
 
-def _matches(patterns: Patterns, parameters: Mapping[str, nn.Parameter], role: str) -> set[str]:
+def _matches(
+    patterns: Patterns, parameters: Mapping[str, nn.Parameter], role: str, computed: Iterable[str] = ()
+) -> set[str]:
+    """Names that a pattern matches; globs speak of computed weights too, predicates need a parameter."""
     if patterns is None:
         return set()
-    listed = [patterns] if isinstance(patterns, str) or callable(patterns) else list(patterns)
+    single = isinstance(patterns, str) or callable(patterns) or not isinstance(patterns, Iterable)
+    listed: list[Any] = [patterns] if single else list(cast("Iterable[Pattern]", patterns))
     found = set()
     for pattern in listed:
         if isinstance(pattern, str):
-            matched = {name for name in parameters if fnmatchcase(name, pattern)}
+            matched = {name for name in (*parameters, *computed) if fnmatchcase(name, pattern)}
+        elif not callable(pattern):
+            raise ParameterSelectionError(
+                f"{role}: a pattern is a glob on names or a predicate (name, parameter) -> bool, got {pattern!r}."
+            )
         else:
             matched = {name for name, parameter in parameters.items() if pattern(name, parameter)}
         if not matched:

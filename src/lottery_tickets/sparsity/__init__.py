@@ -5,6 +5,7 @@ from lottery_tickets.sparsity._allocation import (
     Selector,
     bits_above_floor,
     check_sparsity,
+    one_or_many,
     removals_by_weight,
     removed_count,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "bits_above_floor",
     "check_sparsity",
     "compute_histogram_quantile",
+    "one_or_many",
     "removals_by_weight",
     "removed_count",
 ]

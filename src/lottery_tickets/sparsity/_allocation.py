@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Protocol
+from numbers import Real
+from typing import Protocol, cast
 
 import torch
 
@@ -27,13 +28,25 @@ class Selector(Protocol):
 MakeSelector = Callable[[Mapping[str, torch.Tensor]], Selector]
 
 
+def one_or_many(asked: float | Iterable[float]) -> tuple[list[float], bool]:
+    """The numbers as a list, and whether there was one alone; what is neither is taken for one, to be refused."""
+    if isinstance(asked, Iterable) and not isinstance(asked, str) and getattr(asked, "ndim", 1) != 0:
+        return list(asked), False
+    return [cast(float, asked)], True
+
+
+def is_fraction(number: object) -> bool:
+    """Whether this is a real number in [0, 1], Python's or numpy's."""
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 <= float(number) <= 1
+
+
 def check_sparsity(sparsity: float, what: str = "sparsity") -> float:
     """The sparsity, if it is a number in [0, 1).
 
     Raises:
         SparsityError: Anything else.
     """
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+    if not is_fraction(sparsity) or sparsity == 1:
         raise SparsityError(
             f"{what} is the fraction removed, a number in [0, 1); got {sparsity!r}. "
             "For 90 percent pass 0.9; a mask that keeps nothing is no ticket."

@@ -8,6 +8,8 @@ block by block, so that nothing as large as a tensor is made.
 from __future__ import annotations
 
 import functools
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -66,9 +68,9 @@ class Weights:
         dtype: torch.dtype | None = None,
         nan_first: bool = False,
     ) -> None:
-        self.tensors = {name: _rankable(name, tensor) for name, tensor in tensors.items()}
+        self.tensors = rankable(tensors)
         self.names = tuple(self.tensors)
-        self.dtype = dtype or common_dtype(self.tensors.values())
+        self.dtype = dtype or common_dtype(tensor.dtype for tensor in self.tensors.values() if tensor.numel())
         self.numel = sum(tensor.numel() for tensor in self.tensors.values())
         self._rescore = rescore
         self._nan_first = nan_first
@@ -131,10 +133,33 @@ class Weights:
         return torch.where(magnitudes < self.infinity, magnitudes + 1, 0)
 
 
-def common_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
-    """Smallest floating-point type that holds every value of these tensors exactly."""
-    dtypes = {tensor.dtype for tensor in tensors if tensor.numel()}
-    return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Smallest floating-point type that holds every value of these types exactly; float32 for no types."""
+    distinct = set(dtypes)
+    return functools.reduce(torch.promote_types, distinct) if distinct else torch.float32
+
+
+def rankable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors without their gradients, if all have magnitudes to rank.
+
+    Raises:
+        WeightsError: One that has none; it is named.
+    """
+    return {name: _rankable(name, tensor) for name, tensor in tensors.items()}
+
+
+def refuse_nan(counts: Mapping[str, int]) -> None:
+    """Raise if a tensor holds NaN.
+
+    Raises:
+        WeightsError: Every such tensor is named, with how many.
+    """
+    if any(counts.values()):
+        listed = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
+        raise WeightsError(
+            f"NaN has no rank among magnitudes; found in {listed}. Repair the weights, or pass nan='prune' to let "
+            "NaN go first."
+        )
 
 
 def pattern_of(value: float, dtype: torch.dtype) -> int:
@@ -149,12 +174,42 @@ def block_size(dtype: torch.dtype) -> int:
 
 
 def for_each(work: Callable[[_T], _R], items: Sequence[_T], *, progress: str | None = None) -> list[_R]:
-    """Map on a pool of as many threads as torch uses; a progress bar appears after two seconds if named."""
+    """Map on as many threads as torch uses; a progress bar appears after two seconds if named.
+
+    Threads take the next item themselves: a future for each block would cost as much as counting a small one.
+    """
     if len(items) <= 1:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        results = pool.map(work, items)
-        return list(tqdm(results, total=len(items), desc=progress, delay=2, disable=progress is None))
+    pending = deque(enumerate(items))
+    results: dict[int, _R] = {}
+    updating = threading.Lock()
+
+    def next_item() -> tuple[int, _T] | None:
+        try:
+            return pending.popleft()
+        except IndexError:
+            return None
+
+    def take_items() -> None:
+        try:
+            while (item := next_item()) is not None:
+                results[item[0]] = work(item[1])
+                with updating:
+                    bar.update()
+        finally:
+            pending.clear()  # after an error the other threads stop too
+
+    threads = min(torch.get_num_threads(), len(items))
+    with (
+        tqdm(total=len(items), desc=progress, delay=2, disable=progress is None) as bar,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        try:
+            for ended in [pool.submit(take_items) for _ in range(threads)]:
+                ended.result()
+        finally:
+            pending.clear()  # an interrupt of this thread stops them likewise
+    return [results[index] for index in range(len(items))]
 
 
 def flat_range(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from lottery_tickets.errors import SparsityError
+from lottery_tickets.sparsity._allocation import is_fraction, one_or_many
 from lottery_tickets.sparsity._blocks import INTEGERS, Weights, for_each
 from lottery_tickets.sparsity._selection import Selection
 
@@ -46,10 +47,10 @@ def compute_histogram_quantile(tensor: torch.Tensor, q: float | Sequence[float])
         Hyndman and Fan, "Sample Quantiles in Statistical Packages", The American Statistician 50(4), 1996,
         definition 1.
     """
-    fractions = [q] if isinstance(q, (int, float)) else list(q)
+    fractions, single = one_or_many(q)
     for fraction in fractions:
-        if not 0 <= fraction <= 1:
-            raise SparsityError(f"A quantile is asked for by a fraction in [0, 1], got {fraction}.")
+        if not is_fraction(fraction):
+            raise SparsityError(f"A quantile is asked for by a fraction in [0, 1], got {fraction!r}.")
     if not tensor.numel():
         raise SparsityError("An empty tensor has no quantiles.")
     below_zero = _count_below_zero(tensor)
@@ -59,7 +60,7 @@ def compute_histogram_quantile(tensor: torch.Tensor, q: float | Sequence[float])
         values.append((rank <= below_zero, below_zero - rank + 1 if rank <= below_zero else rank - below_zero))
     found = _magnitudes(tensor, values)
     quantiles = torch.tensor(found, dtype=tensor.dtype, device=tensor.device)
-    return quantiles[0] if isinstance(q, (int, float)) else quantiles
+    return quantiles[0] if single else quantiles
 
 
 def _count_below_zero(tensor: torch.Tensor) -> int:

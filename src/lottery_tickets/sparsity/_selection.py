@@ -23,7 +23,16 @@ import torch
 from lottery_tickets.errors import SparsityError, WeightsError
 from lottery_tickets.masks import PackedBits, packed_size
 from lottery_tickets.sparsity import _counting
-from lottery_tickets.sparsity._blocks import Block, Rescore, Weights, for_each
+from lottery_tickets.sparsity._blocks import (
+    INTEGERS,
+    Block,
+    Rescore,
+    Weights,
+    common_dtype,
+    for_each,
+    rankable,
+    refuse_nan,
+)
 from lottery_tickets.sparsity._counting import Bracketed, Counts
 
 Reduce = Callable[[Counts], Counts]
@@ -87,6 +96,8 @@ class Selection:
         reduce: Reduce | None = None,
         progress: str | None = None,
     ) -> None:
+        if reduce is not None and dtype is None:
+            dtype = _agreed_dtype(tensors, reduce)
         self._weights = Weights(tensors, rescore=rescore, dtype=dtype, nan_first=nan == "prune")
         self._reduce = reduce
         self._progress = progress
@@ -104,7 +115,16 @@ class Selection:
         return [(self._weights.value_of(key), ties) for key, ties in self._radix(list(ranks))]
 
     def lines(self, ranks: Sequence[int]) -> list[Line]:
-        """Lines below which exactly `rank` weights lie, for any number of ranks from the same counts."""
+        """Lines below which exactly `rank` weights lie, for any number of ranks from the same counts.
+
+        Raises:
+            SparsityError: More weights than there are, or a selection over several processes (`reduce`).
+        """
+        if self._reduce is not None:
+            raise SparsityError(
+                "lines() settles ties by the position of every weight, and with reduce= this process sees only "
+                "its own; kth_smallest() gives the magnitude at a rank of all processes, and how many ties go."
+            )
         for rank in ranks:
             if not 0 <= rank <= self.numel:
                 raise SparsityError(f"Cannot remove {rank} of {self.numel} weights.")
@@ -153,8 +173,11 @@ class Selection:
         if counts[self._weights.infinity >> shift :].any():
             infinity = [self._weights.infinity]
             self._refuse_nan(
-                np.concatenate(self._for_each(lambda block: _counting.above(integers(block), infinity)))
+                np.array(self._for_each(lambda block: _counting.above(integers(block), infinity)), np.int64)
             )
+        for rank in ranks:
+            if not 1 <= rank <= counts.sum():
+                raise SparsityError(f"No weight has rank {rank} of {counts.sum()} weights.")
         found = [_locate(counts, rank) for rank in ranks]
         while shift:
             finer = shift - _DIGIT
@@ -270,13 +293,11 @@ class Selection:
         return totals
 
     def _refuse_nan(self, counts: Counts) -> None:
-        found = self._by_tensor(counts)
-        if any(found.values()):
-            listed = ", ".join(f"{name} ({count})" for name, count in found.items() if count)
-            raise WeightsError(
-                f"NaN has no rank among magnitudes; found in {listed}. Repair the weights, or pass nan='prune' to "
-                "let NaN go first."
-            )
+        # Every rank comes here or none does, so all stop together: one that went on would wait for the others.
+        everywhere = self._reduce(counts.sum(keepdims=True)) if self._reduce else counts
+        refuse_nan(self._by_tensor(counts.reshape(-1)))
+        if everywhere.any():
+            raise WeightsError(f"NaN has no rank among magnitudes; {everywhere.sum()} found on another rank.")
 
 
 class _Budget:
@@ -293,6 +314,15 @@ class _Budget:
     @property
     def spent(self) -> bool:
         return self._left < 0
+
+
+def _agreed_dtype(tensors: Mapping[str, torch.Tensor], reduce: Reduce) -> torch.dtype:
+    """What the weights of all ranks are compared in: a rank may hold none, or not of every type."""
+    numels = dict.fromkeys(INTEGERS, 0)
+    for tensor in rankable(tensors).values():
+        numels[tensor.dtype] += tensor.numel()
+    held = reduce(np.array(list(numels.values()), np.int64))
+    return common_dtype(dtype for dtype, numel in zip(numels, held, strict=True) if numel)
 
 
 def _locate(counts: Counts, rank: int) -> tuple[int, int]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from lottery_tickets.errors import SparsityError, WeightsError
+from lottery_tickets.errors import SparsityError
 from lottery_tickets.masks import PackedBits, pack
-from lottery_tickets.sparsity._blocks import Rescore, Weights
+from lottery_tickets.sparsity._blocks import Rescore, Weights, refuse_nan
 from lottery_tickets.sparsity._selection import Line, NanPolicy
 
 
@@ -40,10 +40,8 @@ class Sorting:
             (tensor if rescore is None else rescore(name, tensor)).to("cpu", common).abs().reshape(-1)
             for name, tensor in self._tensors.items()
         ]
-        for name, score in zip(self._tensors, scores, strict=True):
-            found = int(score.isnan().sum())
-            if found and nan == "raise":
-                raise WeightsError(f"NaN has no rank among magnitudes; found in {name} ({found}).")
+        if nan == "raise":
+            refuse_nan({name: int(score.isnan().sum()) for name, score in zip(self._tensors, scores, strict=True)})
         flat = torch.cat(scores) if scores else torch.empty(0, dtype=common)
         self._magnitudes, self._order = torch.where(flat.isnan(), -1.0, flat).sort(stable=True)
 

@@ -1,0 +1,131 @@
+"""The compiled loops against numpy, at the lengths where words of 64 begin and end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lottery_tickets import _kernels
+
+KINDS = (np.int16, np.int32, np.int64)
+SIZES = st.one_of(st.sampled_from((0, 1, 7, 8, 9, 63, 64, 65, 127, 128, 129, 192)), st.integers(0, 400))
+
+
+@st.composite
+def integers(draw: st.DrawFn) -> np.ndarray:
+    """Weights as integers: few distinct ones, the extremes of the type among them."""
+    kind = np.iinfo(draw(st.sampled_from(KINDS)))
+    some = st.sampled_from((kind.min, kind.min + 1, -1, 0, 1, kind.max - 1, kind.max))
+    palette = draw(st.lists(st.one_of(some, st.integers(kind.min, kind.max)), min_size=1, max_size=8))
+    chooser = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return chooser.choice(np.array(palette, kind.dtype), draw(SIZES))
+
+
+def magnitudes_of(weights: np.ndarray) -> np.ndarray:
+    return weights & np.iinfo(weights.dtype).max
+
+
+def keys_of(weights: np.ndarray) -> st.SearchStrategy[int]:
+    top = int(np.iinfo(weights.dtype).max)
+    anything = st.integers(0, top)
+    return st.one_of(anything, st.sampled_from(magnitudes_of(weights).tolist())) if weights.size else anything
+
+
+@settings(max_examples=200)
+@given(integers(), st.data())
+def test_pack_kept(weights, data):
+    key = data.draw(keys_of(weights))
+    ties = data.draw(st.integers(0, weights.size + 1))
+    magnitudes = magnitudes_of(weights)
+    equal = magnitudes == key
+    kept = (magnitudes > key) | (equal & (np.cumsum(equal) > ties))
+    packed = np.full((weights.size + 7) // 8, 0xAA, np.uint8)
+    _kernels.pack_kept(weights, weights.dtype.type(key), ties, packed)
+    assert packed.tobytes() == np.packbits(kept, bitorder="little").tobytes()
+
+
+@settings(max_examples=100)
+@given(integers(), st.data())
+def test_count_above(weights, data):
+    thresholds = np.array([*data.draw(st.lists(keys_of(weights), max_size=5)), -1], weights.dtype)
+    counts = np.full(thresholds.size, 3, np.int64)
+    _kernels.count_above(weights, thresholds, counts)
+    assert counts.tolist() == [3 + int((magnitudes_of(weights) > one).sum()) for one in thresholds]
+
+
+@settings(max_examples=200)
+@given(integers(), st.data())
+def test_count_bracket(weights, data):
+    low, high = sorted([data.draw(keys_of(weights)), data.draw(keys_of(weights))])
+    top = data.draw(keys_of(weights))
+    counts = np.zeros(5, np.int64)
+    inside = np.empty_like(weights)
+    integer = weights.dtype.type
+    stored = _kernels.count_bracket(weights, integer(low), integer(high), integer(top), counts, inside)
+    found = magnitudes_of(weights)
+    around = [(found >= low), (found > low), (found >= high), (found > high), (found > top)]
+    assert counts.tolist() == [int(part.sum()) for part in around]
+    assert inside[:stored].tolist() == found[(found > low) & (found < high)].tolist()
+
+
+@settings(max_examples=100)
+@given(integers(), st.integers(0, 14))
+def test_histogram(weights, more):
+    shift = weights.itemsize * 8 - 1 - 15 + more
+    bins = 1 << (15 - more)
+    ways = np.zeros(_kernels.WAYS * (bins + _kernels.STRIDE_PADDING), np.int32)
+    _kernels.histogram(weights, shift, ways)
+    counts = ways.reshape(_kernels.WAYS, -1)[:, :bins].sum(axis=0)
+    assert counts.tolist() == np.bincount(magnitudes_of(weights) >> shift, minlength=bins).tolist()
+
+
+@settings(max_examples=200)
+@given(integers(), st.data())
+def test_histogram_inside(weights, data):
+    low, high = sorted([data.draw(keys_of(weights)), data.draw(keys_of(weights))])
+    shift = max(0, (high - low).bit_length() - 10)
+    bins = np.zeros((high - low >> shift) + 1, np.int64)
+    integer = weights.dtype.type
+    _kernels.histogram_inside(weights, integer(low), integer(high), shift, bins)
+    found = magnitudes_of(weights)
+    inside = found[(found >= low) & (found <= high)].astype(np.int64) - low
+    assert bins.tolist() == np.bincount(inside >> shift, minlength=bins.size).tolist()
+
+
+@settings(max_examples=100)
+@given(integers(), st.integers(0, 2**32 - 1), st.booleans())
+def test_keep(weights, seed, in_place):
+    kept = np.random.default_rng(seed).random(weights.size) < 0.5
+    expected = np.where(kept, weights, 0)
+    target = weights if in_place else np.full_like(weights, -5)
+    _kernels.keep(weights, np.packbits(kept, bitorder="little"), target)
+    assert target.tobytes() == expected.astype(weights.dtype).tobytes()
+
+
+@pytest.mark.parametrize("kind", [np.int8, *KINDS])
+def test_keep_at_any_width(kind):
+    """Masks are applied to weights of eight bits too."""
+    weights = np.arange(-100, 30, dtype=kind)
+    target = np.empty_like(weights)
+    _kernels.keep(weights, np.packbits(weights % 3 == 0, bitorder="little"), target)
+    assert target.tolist() == [value if value % 3 == 0 else 0 for value in weights.tolist()]
+
+
+def test_weights_need_not_be_aligned_to_words():
+    """A tensor's memory may begin anywhere, as those of a mapped file do."""
+    memory = np.arange(300, dtype=np.int16)
+    for offset in range(1, 5):
+        counts = np.zeros(1, np.int64)
+        _kernels.count_above(memory[offset:], np.array([150], np.int16), counts)
+        assert counts[0] == 149
+
+
+@pytest.mark.parametrize(
+    "kernel", ["pack_kept", "count_above", "count_bracket", "histogram", "histogram_inside", "keep"]
+)
+def test_kernels_let_other_threads_run_and_are_cached(kernel):
+    compiled = getattr(_kernels, kernel)
+    assert compiled.targetoptions["nogil"]
+    assert type(compiled._cache).__name__ == "FunctionCache"
