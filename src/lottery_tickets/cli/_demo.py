@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from lottery_tickets.cli._app import app
 from lottery_tickets.cli._arguments import chosen_device, model_name
-from lottery_tickets.cli._shell import Report, Session, command, number, with_interval
+from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval
 
 if TYPE_CHECKING:
     from lottery_tickets.masks import Mask
@@ -102,10 +101,10 @@ def _save(output: Path, sparsities: list[float], masks: list[Mask], folder: Path
 
 
 def _show(console: Console, data: Mapping[str, Any]) -> None:
-    table = Table(
+    table = new_table(
         title=f"Perplexity of SmolLM2-135M on English text, {data['windows']} windows of {data['context']} tokens"
     )
-    for heading in ("sparsity", "ticket", "random mask", "retention", "file, bytes"):
+    for heading in ("sparsity", "ticket", "random mask", "retention", "file (bytes)"):
         table.add_column(heading, justify="right")
     dense = data["dense"]
     table.add_row("dense", with_interval(dense["perplexity"], dense["perplexity_interval"], 2), "", "1", "")
@@ -119,10 +118,11 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
             f"{row['bytes']:,}",
         )
     console.print(table)
+    beyond = max(row["bytes"] for row in data["tickets"]) - data["prunable_weights"] / 8
     console.print(
         "In brackets: 95% intervals over windows. Retention: dense loss / ticket loss. A random mask removes as "
-        "many weights of each tensor as the ticket. One bit per weight: "
-        f"{data['prunable_weights']:,} / 8 = {data['prunable_weights'] / 8:,.0f} bytes."
+        "many weights of each tensor as the ticket. A file holds one bit for each of the N prunable weights: "
+        f"N / 8 = {data['prunable_weights'] / 8:,.0f} bytes, and {beyond / 1024:.1f} KiB to say what they are."
     )
     first, last = data["tickets"][0]["path"], data["tickets"][-1]["path"]
     console.print("\nThe tickets are files; try")

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from lottery_tickets.cli._app import app
 from lottery_tickets.cli._arguments import Dtype, DtypeOption, ModelArgument, model_name
-from lottery_tickets.cli._shell import Report, Session, command
+from lottery_tickets.cli._shell import Report, Session, command, new_table
 
 if TYPE_CHECKING:
     from lottery_tickets.masks import Mask
@@ -118,7 +117,7 @@ def _described(path: Path, target: float, ticket: Mask) -> dict[str, Any]:
 
 
 def _show(console: Console, data: dict[str, Any]) -> None:
-    table = Table(title=f"Tickets from {data['model']}, weights {data['weights_digest'][:12]}")
+    table = new_table(title=f"Tickets from {data['model']}, weights {data['weights_digest'][:12]}")
     table.add_column("file", overflow="fold")
     for heading in ("sparsity", "removed", "of", "bytes"):
         table.add_column(heading, justify="right")

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from lottery_tickets.cli._app import app
 from lottery_tickets.cli._arguments import (
@@ -23,7 +22,7 @@ from lottery_tickets.cli._arguments import (
     chosen_device,
     model_name,
 )
-from lottery_tickets.cli._shell import Report, Session, command, number, with_interval
+from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval
 
 
 class Method(str, Enum):
@@ -126,7 +125,7 @@ def overlap(
 
 
 def _show_qualities(console: Console, data: Mapping[str, Any]) -> None:
-    table = Table(
+    table = new_table(
         title=f"{data['model']} ({data['dtype']}) on {Path(data['text']).name}: {data['windows']} windows of "
         f"{data['context']} tokens"
     )
@@ -160,7 +159,7 @@ def _show_overlap(console: Console, result: Mapping[str, Any]) -> None:
     )
     for warning in result["warnings"]:
         console.print(f"warning: {warning}")
-    table = Table("tensor")
+    table = new_table("tensor")
     table.add_column(result["method"], justify="right")
     for name, value in result["layer_overlaps"].items():
         table.add_row(name, f"{value:.4f}")

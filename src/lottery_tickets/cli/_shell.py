@@ -14,15 +14,19 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Annotated, Any, ParamSpec, TextIO
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from lottery_tickets.errors import LotteryTicketError
 
 P = ParamSpec("P")
+
+new_table = partial(Table, box=SIMPLE_HEAD, title_justify="left")  # how all tables look
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the results as JSON, and nothing else, to stdout.")
@@ -108,10 +112,10 @@ def number(value: float | None, digits: int) -> str:
 
 
 def with_interval(value: float | None, interval: Sequence[float] | None, digits: int) -> str:
-    """A measured number and its interval, where there is one."""
+    """A measured number and below it its interval, where there is one."""
     if interval is None:
         return number(value, digits)
-    return f"{number(value, digits)} [{number(interval[0], digits)}, {number(interval[1], digits)}]"
+    return f"{number(value, digits)}\n[{number(interval[0], digits)}, {number(interval[1], digits)}]"
 
 
 @contextmanager

@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from lottery_tickets.cli._app import app
 from lottery_tickets.cli._arguments import ModelArgument, OtherWeightsOption, TicketArgument, check_weights
-from lottery_tickets.cli._shell import Report, Session, command
+from lottery_tickets.cli._shell import Report, Session, command, new_table
 
 
 @command(app, "inspect", "lottery-tickets inspect tickets/magnitude-0.5.safetensors")
@@ -31,7 +30,7 @@ def inspect(session: Session, ticket: TicketArgument) -> Report:
         "numel": mask.numel,
         "kept": mask.kept,
         "sparsity": mask.sparsity,
-        "metadata": dict(mask.metadata),
+        "metadata": dict(sorted(mask.metadata.items())),
         "layers": {
             name: {"shape": list(shape), "numel": shape.numel(), "kept": kept[name], "sparsity": sparsity[name]}
             for name, shape in mask.shapes.items()
@@ -67,12 +66,15 @@ def apply(
 
 
 def _show_ticket(console: Console, data: dict[str, Any]) -> None:
-    console.print(f"{data['path']}  {data['bytes']:,} bytes, digest {data['digest']}")
     removed = data["numel"] - data["kept"]
-    console.print(f"removes {removed:,} of {data['numel']:,} weights, sparsity {data['sparsity']:.6f}")
-    for key, text in sorted(data["metadata"].items()):
-        console.print(f"  {key}: {text}")
-    table = Table("tensor", "shape")
+    console.print(
+        f"{data['path']}, {data['bytes']:,} bytes: removes {removed:,} of {data['numel']:,} weights, "
+        f"sparsity {data['sparsity']:.6f}",
+        soft_wrap=True,
+    )
+    for key, text in {"digest": data["digest"], **data["metadata"]}.items():
+        console.print(f"  {key}: {text}", soft_wrap=True)
+    table = new_table("tensor", "shape")
     for heading in ("weights", "kept", "sparsity"):
         table.add_column(heading, justify="right")
     for name, layer in data["layers"].items():
