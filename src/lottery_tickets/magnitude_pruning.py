@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Literal, TypedDict, get_args, overload
 
 import torch
@@ -309,7 +310,7 @@ def _importance(tensors: Mapping[str, torch.Tensor], given: Mapping[str, float])
                 f"layer_importance_weights: no prunable layer is called {layer!r}; names look like "
                 f"{next(iter(tensors), 'nothing')!r}."
             )
-        if not (math.isfinite(weight) and weight > 0):
+        if not (isinstance(weight, Real) and math.isfinite(weight) and weight > 0):
             raise SparsityError(
                 f"layer_importance_weights[{layer!r}]: expected a positive number, got {weight!r}."
             )

@@ -273,6 +273,7 @@ def test_a_compiled_model(grad):
         assert torch.equal(compiled(inputs), dense)
 
 
+@pytest.mark.slow
 def test_a_language_model(load_smollm2):
     model = load_smollm2(torch.float32)
     mask = create_magnitude_mask(model, 0.5)
