@@ -31,6 +31,8 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch_threads": torch.get_num_threads(),
+        # Well above torch_threads means that others computed too, and that seconds are not to be trusted.
+        "load_average": list(os.getloadavg()),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {package: _version(package) for package in PACKAGES},
     }
