@@ -104,7 +104,7 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
     table = new_table(
         title=f"Perplexity of SmolLM2-135M on English text, {data['windows']} windows of {data['context']} tokens"
     )
-    for heading in ("sparsity", "ticket", "random mask", "retention", "file (bytes)"):
+    for heading in ("sparsity", "ticket", "random mask", "retention", "bytes"):
         table.add_column(heading, justify="right")
     dense = data["dense"]
     table.add_row("dense", with_interval(dense["perplexity"], dense["perplexity_interval"], 2), "", "1", "")
@@ -121,7 +121,7 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
     beyond = max(row["bytes"] for row in data["tickets"]) - data["prunable_weights"] / 8
     console.print(
         "In brackets: 95% intervals over windows. Retention: dense loss / ticket loss. A random mask removes as "
-        "many weights of each tensor as the ticket. A file holds one bit for each of the N prunable weights: "
+        "many weights of each tensor as the ticket. A file holds one bit for each of N prunable weights: "
         f"N / 8 = {data['prunable_weights'] / 8:,.0f} bytes, and {beyond / 1024:.1f} KiB to say what they are."
     )
     first, last = data["tickets"][0]["path"], data["tickets"][-1]["path"]

@@ -26,7 +26,7 @@ from lottery_tickets.errors import LotteryTicketError
 
 P = ParamSpec("P")
 
-new_table = partial(Table, box=SIMPLE_HEAD, title_justify="left")  # how all tables look
+new_table = partial(Table, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)  # how all tables look
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the results as JSON, and nothing else, to stdout.")
