@@ -326,8 +326,8 @@ def test_numpys_numbers_are_numbers(kind):
     assert [mask.kept for mask in create_magnitude_mask({"w": torch.arange(4.0)}, np.array([0.25, 0.5]))] == [3, 2]
 
 
-def test_scopes_are_two():
-    with pytest.raises(SparsityError, match=r"scope is 'global' .* or 'layer' .*, got 'local'"):
+def test_scopes_are_three():
+    with pytest.raises(SparsityError, match=r"scope is one of 'global', 'layer', 'row'; got 'local'"):
         create_magnitude_mask({"w": torch.ones(3)}, 0.5, scope="local")
 
 

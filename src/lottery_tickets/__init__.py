@@ -5,6 +5,7 @@ are what it is made of, and a module imports only from the floors below its own:
 
     cli, utils                        the command line; helper names for those who look for them there
     magnitude_pruning                 model -> magnitude mask
+    importance_pruning                scores -> mask
     evaluation                        model, mask, data -> quality
     robustness                        model, data -> loss over sparsities
     overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lottery_tickets.determinism import ensure_deterministic_pruning
     from lottery_tickets.errors import LayerCollapseWarning, LotteryTicketError
     from lottery_tickets.evaluation import compute_lottery_ticket_qualities, compute_lottery_ticket_quality
+    from lottery_tickets.importance_pruning import create_importance_mask
     from lottery_tickets.inspection import compute_sparsity, get_model_size, validate_pruning_correctness
     from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
     from lottery_tickets.masks import Mask, applied, apply_mask, prunable_parameters, remove_mask
@@ -45,6 +47,7 @@ __all__ = [
     "compute_pruning_robustness",
     "compute_sparsity",
     "compute_ticket_overlap",
+    "create_importance_mask",
     "create_magnitude_mask",
     "ensure_deterministic_pruning",
     "get_model_size",
@@ -55,7 +58,7 @@ __all__ = [
 
 # Modules that hold these names, those that load fastest first.
 _HOMES = (
-    *("errors", "masks", "sparsity", "magnitude_pruning"),
+    *("errors", "masks", "sparsity", "magnitude_pruning", "importance_pruning"),
     *("evaluation", "robustness", "overlap", "inspection", "determinism"),
 )
 

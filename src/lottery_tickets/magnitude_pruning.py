@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from numbers import Real
-from typing import Literal, TypedDict, get_args, overload
+from typing import TypedDict, overload
 
 import torch
 from torch import nn
 
-from lottery_tickets.errors import LayerCollapseWarning, ParameterSelectionError, SparsityError
-from lottery_tickets.masks import Mask, PackedBits, Patterns, prunable_parameters
+from lottery_tickets.errors import ParameterSelectionError, SparsityError
+from lottery_tickets.masks import Mask, Patterns, prunable_parameters
 from lottery_tickets.sparsity import (
-    MakeSelector,
+    Allocation,
     NanPolicy,
+    PatternRemainder,
+    Ranked,
     Rescore,
-    Selection,
-    Sorting,
-    bits_above_floor,
+    Rule,
+    Scope,
     check_sparsity,
-    one_or_many,
+    draw_masks,
+    layouts_of,
     removals_by_weight,
     removed_count,
+    warn_of_collapse,
 )
 
 _log = logging.getLogger(__name__)
-
-Scope = Literal["global", "layer"]
+_COUNTING = "counting weights"
 
 
 class LayerwiseTicket(TypedDict):
@@ -55,10 +55,15 @@ class LayerwiseTicket(TypedDict):
 @overload
 def create_magnitude_mask(
     model: nn.Module | Mapping[str, torch.Tensor],
-    sparsity: float,
+    sparsity: float | None,
     use_histogram: bool = True,
     *,
     scope: Scope = ...,
+    allocation: Allocation = ...,
+    pattern: str | None = ...,
+    pattern_remainder: PatternRemainder = ...,
+    owl_threshold: float = ...,
+    owl_lambda: float = ...,
     only_weights: bool = ...,
     include: Patterns = ...,
     exclude: Patterns = ...,
@@ -75,6 +80,11 @@ def create_magnitude_mask(
     use_histogram: bool = True,
     *,
     scope: Scope = ...,
+    allocation: Allocation = ...,
+    pattern: str | None = ...,
+    pattern_remainder: PatternRemainder = ...,
+    owl_threshold: float = ...,
+    owl_lambda: float = ...,
     only_weights: bool = ...,
     include: Patterns = ...,
     exclude: Patterns = ...,
@@ -86,10 +96,15 @@ def create_magnitude_mask(
 
 def create_magnitude_mask(
     model: nn.Module | Mapping[str, torch.Tensor],
-    sparsity: float | Sequence[float],
+    sparsity: float | Sequence[float] | None,
     use_histogram: bool = True,
     *,
     scope: Scope = "global",
+    allocation: Allocation = None,
+    pattern: str | None = None,
+    pattern_remainder: PatternRemainder = "error",
+    owl_threshold: float = 5.0,
+    owl_lambda: float = 0.08,
     only_weights: bool = True,
     include: Patterns = None,
     exclude: Patterns = None,
@@ -107,10 +122,19 @@ def create_magnitude_mask(
     Args:
         model: A model, or a mapping from names to tensors of weights (then all of them are ranked).
         sparsity: Fraction removed, in [0, 1). A list gives one mask each, from the same counts, and the masks
-            are nested: what a lower sparsity prunes a higher one prunes too.
-        use_histogram: False sorts all magnitudes instead: the same bits, more time and 20 bytes a weight.
-        scope: "global", one threshold for all tensors together, or "layer", one per tensor, which then loses
-            `round(sparsity * n)` of its n weights.
+            are nested: what a lower sparsity prunes a higher one prunes too (allocations say where to a weight).
+            With a pattern it is the pattern's, or None.
+        use_histogram: False sorts all magnitudes under a threshold instead: the same bits, more time and 20 bytes
+            a weight.
+        scope: "global", one threshold for all tensors together; "layer", one per tensor, which then loses
+            `round(sparsity * n)` of its n weights; or "row", one per output row, the total exact and rows of a
+            tensor alike to a weight.
+        allocation: How many weights each tensor loses: "global" (one threshold), "uniform", "erk", "lamp", "owl",
+            or {glob: sparsity}, the tensors that no glob matches taking the rest. See `create_importance_mask`.
+        pattern: "N:M", N weights kept of every M consecutive ones along the input dimension.
+        pattern_remainder: "error" refuses tensors whose inputs M does not divide, "dense" keeps them whole.
+        owl_threshold: M of OWL: an outlier's magnitude is above M times the mean of its block.
+        owl_lambda: The farthest that OWL moves a tensor's sparsity from the mean.
         only_weights: If False, the biases of the same layers are ranked with the weights.
         include: Widens what is prunable; see `prunable_parameters`.
         exclude: Narrows it.
@@ -122,7 +146,8 @@ def create_magnitude_mask(
         The mask, or a list of masks for a list of sparsities.
 
     Raises:
-        SparsityError: A sparsity outside [0, 1), or a `min_density` that leaves too little to remove.
+        SparsityError: A sparsity outside [0, 1) or that cannot be met, a pattern that does not divide a tensor, or
+            a scope, allocation, pattern and floor of which two contradict each other.
         WeightsError: NaN (named with its tensor and count), meta tensors, a data type without magnitudes.
         ParameterSelectionError: A pattern that matches nothing.
 
@@ -143,14 +168,16 @@ def create_magnitude_mask(
         Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 2 (layer-wise) and appendix H.1
         (global pruning).
     """
-    sparsities, single = one_or_many(sparsity)
-    if min_density is not None:
-        check_sparsity(min_density, "min_density")
+    rule = Rule(scope, allocation, pattern, pattern_remainder, min_density, owl_threshold, owl_lambda)
     tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
-    make = _selector_maker(use_histogram=use_histogram, nan=nan, progress=progress)
-    masks = _draw(tensors, [check_sparsity(one) for one in sparsities], scope, min_density, make)
-    if scope == "global":
-        _warn_of_collapse(masks)
+    layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
+    label = _COUNTING if progress else None
+    ranked = Ranked(tensors, layouts, nan=nan, use_histogram=use_histogram, progress=label)
+    masks, single = draw_masks(ranked, sparsity, rule)
+    for mask in masks:
+        _log.info("drawn by magnitude, %s: %r", rule, mask)
+    if rule.by_threshold:
+        warn_of_collapse(masks)
     return masks[0] if single else masks
 
 
@@ -204,24 +231,24 @@ def compute_layerwise_magnitude_ticket(
     numels = {name: tensor.numel() for name, tensor in tensors.items()}
     removed = removed_count(target_sparsity, sum(numels.values()))
     weighted = bool(layer_importance_weights)
+    label = _COUNTING if progress else None
     threshold: float | dict[str, float]
     if use_global_ranking:
-        rescore = _scaled_by(importance) if weighted else None
-        make = _selector_maker(rescore=rescore, dtype=torch.float64 if weighted else None, progress=progress)
-        selector = make(tensors)
+        rescore, dtype = (_scaled_by(importance), torch.float64) if weighted else (None, None)
+        selector = Ranked(tensors, rescore=rescore, dtype=dtype, progress=label).selector(tensors)
         (line,) = selector.lines([removed])
         threshold, bits = line.threshold, selector.bits(line)
     else:
         removals = removals_by_weight(numels, importance, removed)
         threshold, bits = {}, {}
         for name, tensor in tensors.items():
-            selector = _selector_maker(progress=progress)({name: tensor})
+            selector = Ranked(tensors, progress=label).selector({name: tensor})
             (line,) = selector.lines([removals[name]])
             threshold[name] = line.threshold
             bits |= selector.bits(line)
     mask = Mask.from_packed(bits, {name: tensor.shape for name, tensor in tensors.items()})
     if use_global_ranking:
-        _warn_of_collapse([mask])
+        warn_of_collapse([mask])
     return LayerwiseTicket(
         masks=mask,
         layer_sparsities=mask.layer_sparsity(),
@@ -233,77 +260,14 @@ def compute_layerwise_magnitude_ticket(
 
 def _ranked_tensors(
     model: nn.Module | Mapping[str, torch.Tensor], include: Patterns, exclude: Patterns, *, only_weights: bool
-) -> dict[str, torch.Tensor]:
+) -> Mapping[str, torch.Tensor]:
     if isinstance(model, nn.Module):
-        return dict(prunable_parameters(model, include, exclude, only_weights=only_weights))
+        return prunable_parameters(model, include, exclude, only_weights=only_weights)
     if include is not None or exclude is not None:
         raise ParameterSelectionError(
             "include and exclude choose among a model's parameters; of a mapping every tensor is ranked."
         )
     return dict(model)
-
-
-def _selector_maker(
-    *,
-    use_histogram: bool = True,
-    rescore: Rescore | None = None,
-    dtype: torch.dtype | None = None,
-    nan: NanPolicy = "raise",
-    progress: bool,
-) -> MakeSelector:
-    if not use_histogram:
-        return partial(Sorting, rescore=rescore, dtype=dtype, nan=nan)
-    label = "counting weights" if progress else None
-    return partial(Selection, rescore=rescore, dtype=dtype, nan=nan, progress=label)
-
-
-def _draw(
-    tensors: Mapping[str, torch.Tensor],
-    sparsities: Sequence[float],
-    scope: Scope,
-    min_density: float | None,
-    make: MakeSelector,
-) -> list[Mask]:
-    if scope not in get_args(Scope):
-        raise SparsityError(f"scope is 'global' (one threshold) or 'layer' (one per tensor), got {scope!r}.")
-    groups = [tensors] if scope == "global" else [{name: tensor} for name, tensor in tensors.items()]
-    bits: list[dict[str, PackedBits]] = [{} for _ in sparsities]
-    for group in groups:
-        numel = sum(tensor.numel() for tensor in group.values())
-        removals = [removed_count(sparsity, numel) for sparsity in sparsities]
-        for found, drawn in zip(bits, _bits_of_group(group, removals, min_density, make), strict=True):
-            found.update(drawn)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    masks = [Mask.from_packed(found, shapes) for found in bits]
-    for mask in masks:
-        _log.info("drawn by magnitude, scope %s: %r", scope, mask)
-    return masks
-
-
-def _bits_of_group(
-    group: Mapping[str, torch.Tensor], removals: Sequence[int], min_density: float | None, make: MakeSelector
-) -> list[dict[str, PackedBits]]:
-    if min_density is not None:
-        return [bits_above_floor(group, removed, min_density, make) for removed in removals]
-    selector = make(group)
-    return [selector.bits(line) for line in selector.lines(removals)]
-
-
-def _warn_of_collapse(masks: Sequence[Mask]) -> None:
-    emptied = {}
-    for mask in masks:
-        numels = mask.layer_numel()
-        names = [name for name, kept in mask.layer_kept().items() if not kept and numels[name]]
-        if names:
-            emptied[round(mask.sparsity, 6)] = names
-    if emptied:
-        listed = "; ".join(f"sparsity {sparsity}: {', '.join(names)}" for sparsity, names in emptied.items())
-        warnings.warn(
-            f"Layer collapse: the global threshold removed every weight of a tensor ({listed}). "
-            "min_density keeps a share of each.",
-            LayerCollapseWarning,
-            stacklevel=3,
-        )
 
 
 def _importance(tensors: Mapping[str, torch.Tensor], given: Mapping[str, float]) -> dict[str, float]:

@@ -5,8 +5,10 @@ from lottery_tickets.masks._bits import PackedBits, count_common, pack, packed_s
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import (
     Patterns,
+    is_transposed_linear,
     parameter_aliases,
     parameters_of,
+    places_of,
     prunable_parameters,
 )
 
@@ -18,10 +20,12 @@ __all__ = [
     "apply_mask",
     "as_mask",
     "count_common",
+    "is_transposed_linear",
     "pack",
     "packed_size",
     "parameter_aliases",
     "parameters_of",
+    "places_of",
     "prunable_parameters",
     "remove_mask",
     "unpack_range",

@@ -137,7 +137,7 @@ def mask_shapes(mask: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Size]:
     return shapes if shapes is not None else {name: tensor.shape for name, tensor in mask.items()}
 
 
-def places_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, list[Place]]:
+def places_of(model: nn.Module, parameters: Mapping[str, torch.Tensor]) -> dict[str, list[Place]]:
     """Every module attribute that holds each of these parameters."""
     wanted = {_identity(parameter): name for name, parameter in parameters.items()}
     places: dict[str, list[Place]] = {name: [] for name in parameters}
@@ -148,7 +148,7 @@ def places_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[
     return places
 
 
-def _identity(parameter: nn.Parameter) -> object:
+def _identity(parameter: torch.Tensor) -> object:
     """Equal for parameters that are the same weights."""
     if parameter.is_meta or isinstance(parameter, nn.parameter.UninitializedParameter) or not parameter.numel():
         return id(parameter)
@@ -159,13 +159,16 @@ def _identity(parameter: nn.Parameter) -> object:
     return (parameter.device, address, parameter.shape, parameter.stride()) if address else id(parameter)
 
 
-def _is_layer(module: nn.Module) -> bool:
-    if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
-        return True
-    # transformers' Conv1D (GPT-2's linear layer), told by name so that transformers need not be installed.
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether this is transformers' Conv1D: GPT-2's linear layer, whose weight is (input, output)."""
+    # Told by name so that transformers need not be installed.
     return any(
         base.__name__ == "Conv1D" and base.__module__.startswith("transformers.") for base in type(module).__mro__
     )
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or is_transposed_linear(module)
 
 
 def _layer_parameters(model: nn.Module, *, only_weights: bool) -> tuple[list[str], list[str]]:

@@ -5,28 +5,61 @@ from lottery_tickets.sparsity._allocation import (
     Selector,
     bits_above_floor,
     check_sparsity,
+    erk_removals,
+    given_removals,
     one_or_many,
+    outlier_removals,
     removals_by_weight,
     removed_count,
+    uniform_removals,
 )
 from lottery_tickets.sparsity._blocks import Rescore
+from lottery_tickets.sparsity._drawing import (
+    Allocation,
+    PatternRemainder,
+    Ranked,
+    Rule,
+    Scope,
+    draw_masks,
+    extremes,
+    warn_of_collapse,
+)
+from lottery_tickets.sparsity._lamp import lamp_removals
+from lottery_tickets.sparsity._layouts import Layout, layouts_of
+from lottery_tickets.sparsity._outliers import outlier_shares
 from lottery_tickets.sparsity._quantile import compute_histogram_quantile
 from lottery_tickets.sparsity._selection import Line, NanPolicy, Reduce, Selection
 from lottery_tickets.sparsity._sorting import Sorting
 
 __all__ = [
+    "Allocation",
+    "Layout",
     "Line",
     "MakeSelector",
     "NanPolicy",
+    "PatternRemainder",
+    "Ranked",
     "Reduce",
     "Rescore",
+    "Rule",
+    "Scope",
     "Selection",
     "Selector",
     "Sorting",
     "bits_above_floor",
     "check_sparsity",
     "compute_histogram_quantile",
+    "draw_masks",
+    "erk_removals",
+    "extremes",
+    "given_removals",
+    "lamp_removals",
+    "layouts_of",
     "one_or_many",
+    "outlier_removals",
+    "outlier_shares",
     "removals_by_weight",
     "removed_count",
+    "uniform_removals",
+    "warn_of_collapse",
 ]

@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
@@ -45,7 +47,7 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True)
 class Block:
-    """Weights [start, stop) of the tensor at `tensor`; `start` is a multiple of 64."""
+    """Weights [start, stop) of the tensor at `tensor`; where they are packed, `start` is a multiple of 64."""
 
     tensor: int
     start: int
@@ -111,6 +113,12 @@ class Weights:
             return view[block.start : block.stop]
         return self._ranked(block.tensor, flat_range(self._flat[block.tensor], block.start, block.stop))
 
+    def magnitudes(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Keys [start, stop) of the only tensor: integers that rank as the weights do, on the CPU."""
+        integers = self.integers(Block(0, start, stop)).cpu().numpy()
+        keys: npt.NDArray[Any] = integers & np.iinfo(integers.dtype).max
+        return keys
+
     def sample(self, size: int) -> list[torch.Tensor] | None:
         """About `size` weights as integers, in short runs spread evenly; None where strides forbid a cheap one."""
         runs = -(-size // _RUN)
@@ -136,6 +144,9 @@ class Weights:
             return integers
         magnitudes = integers & torch.iinfo(integers.dtype).max
         return torch.where(magnitudes < self.infinity, magnitudes + 1, 0)
+
+
+MakeWeights = Callable[[Mapping[str, torch.Tensor]], Weights]
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:

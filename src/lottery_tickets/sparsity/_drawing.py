@@ -1,0 +1,328 @@
+"""Masks from what weights rank by: one threshold or many, numbers by tensor, by row, or a pattern."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from numbers import Real
+from typing import Literal, get_args
+
+import torch
+
+from lottery_tickets.errors import LayerCollapseWarning, SparsityError, WeightsError
+from lottery_tickets.masks import Mask, PackedBits
+from lottery_tickets.sparsity._allocation import (
+    Selector,
+    bits_above_floor,
+    check_sparsity,
+    erk_removals,
+    given_removals,
+    one_or_many,
+    outlier_removals,
+    removed_count,
+    uniform_removals,
+)
+from lottery_tickets.sparsity._blocks import Rescore, Weights, rankable, refuse_nan
+from lottery_tickets.sparsity._lamp import lamp_removals
+from lottery_tickets.sparsity._layouts import Layout
+from lottery_tickets.sparsity._outliers import outlier_shares
+from lottery_tickets.sparsity._patterns import NMPattern, bits_by_pattern
+from lottery_tickets.sparsity._rows import bits_by_row
+from lottery_tickets.sparsity._selection import NanPolicy, Selection
+from lottery_tickets.sparsity._sorting import Sorting
+
+Scope = Literal["global", "layer", "row"]
+NamedAllocation = Literal["global", "uniform", "erk", "lamp", "owl"]
+Allocation = NamedAllocation | Mapping[str, float] | None
+PatternRemainder = Literal["error", "dense"]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Weights, and how they rank.
+
+    Attributes:
+        tensors: Name to weights or scores; the magnitude ranks.
+        layouts: Where each keeps its inputs; `Layout()` for those not named.
+        rescore: What ranks in the place of the magnitude; see `Weights`.
+        dtype: What it is compared in.
+        nan: "raise" refuses NaN, "prune" ranks it below everything.
+        use_histogram: Draw lines by counting; else by sorting, to the same bits.
+        progress: Name of a progress bar; None for none.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    rescore: Rescore | None = None
+    dtype: torch.dtype | None = None
+    nan: NanPolicy = "raise"
+    use_histogram: bool = True
+    progress: str | None = None
+
+    def selector(self, tensors: Mapping[str, torch.Tensor]) -> Selector:
+        """What draws lines through some of the tensors."""
+        if self.use_histogram:
+            make = partial(Selection, progress=self.progress)
+            return make(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
+        return Sorting(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
+
+    def weights(self, tensors: Mapping[str, torch.Tensor]) -> Weights:
+        """Some of the tensors as integers that rank."""
+        return Weights(tensors, rescore=self.rescore, dtype=self.dtype, nan_first=self.nan == "prune")
+
+    def layout(self, name: str) -> Layout:
+        """Where this tensor keeps its inputs."""
+        return self.layouts.get(name, Layout())
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How removals are spread, checked to mean one thing.
+
+    Attributes:
+        scope: What is compared: all weights, those of a tensor, or those of an output row.
+        allocation: What says how many each tensor loses; None for the scope itself.
+        pattern: "N:M", which leaves nothing to spread.
+        pattern_remainder: What becomes of tensors that the pattern does not divide.
+        min_density: Floor under the tensors of a threshold.
+        owl_threshold: What times the mean makes an outlier.
+        owl_lambda: How far a sparsity may lie from the mean one.
+
+    Raises:
+        SparsityError: A value that is not known, or two that contradict each other.
+    """
+
+    scope: Scope = "global"
+    allocation: Allocation = None
+    pattern: str | None = None
+    pattern_remainder: PatternRemainder = "error"
+    min_density: float | None = None
+    owl_threshold: float = 5.0
+    owl_lambda: float = 0.08
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        _check_known("scope", self.scope, get_args(Scope))
+        _check_known("pattern_remainder", self.pattern_remainder, get_args(PatternRemainder))
+        if self.allocation is not None and not isinstance(self.allocation, Mapping):
+            _check_known("allocation", self.allocation, get_args(NamedAllocation), "or a dict {glob: sparsity}")
+        if self.min_density is not None:
+            check_sparsity(self.min_density, "min_density")
+        _check_positive("owl_threshold", self.owl_threshold)
+        _check_positive("owl_lambda", self.owl_lambda)
+        if self.pattern is not None:
+            NMPattern.parse(self.pattern)
+        for first, second, why in self._contradictions():
+            raise SparsityError(f"{first} and {second} contradict each other: {why}. Leave one of them out.")
+
+    def __str__(self) -> str:
+        """What is not at its default, for the log."""
+        told = [f"scope {self.scope}"] if self.pattern is None else [f"pattern {self.pattern}"]
+        told += [f"allocation {self.allocation}"] if self.allocation is not None else []
+        told += [f"min_density {self.min_density}"] if self.min_density is not None else []
+        return ", ".join(told)
+
+    def _contradictions(self) -> list[tuple[str, str, str]]:
+        scope, allocation = f"scope={self.scope!r}", f"allocation={self.allocation!r}"
+        pattern, floor = f"pattern={self.pattern!r}", f"min_density={self.min_density!r}"
+        fixed = "a pattern says how many of every group stay"
+        counted = "the number that each tensor loses is settled without a threshold to hold back"
+        found = [
+            (self.pattern and self.allocation is not None, pattern, allocation, fixed),
+            (self.pattern and self.scope != "global", pattern, scope, fixed),
+            (self.pattern and self.min_density is not None, pattern, floor, fixed),
+            (
+                self.allocation is not None and self.scope == "layer",
+                *(allocation, scope, "both say how many each tensor loses"),
+            ),
+            (
+                self.allocation in ("global", "lamp") and self.scope == "row",
+                *(allocation, scope, "one threshold for all tensors, or one for every row"),
+            ),
+            (
+                self.min_density is not None and self.allocation not in (None, "global"),
+                *(floor, allocation, counted),
+            ),
+            (self.min_density is not None and self.scope == "row", floor, scope, counted),
+        ]
+        return [(first, second, why) for holds, first, second, why in found if holds]
+
+    @property
+    def by_threshold(self) -> bool:
+        """Whether one threshold for all tensors decides."""
+        return self.scope == "global" and self.pattern is None and self.allocation in (None, "global")
+
+
+def draw_masks(ranked: Ranked, sparsity: float | Sequence[float] | None, rule: Rule) -> tuple[list[Mask], bool]:
+    """A mask for each sparsity, and whether one alone was asked for.
+
+    Raises:
+        SparsityError: A sparsity outside [0, 1) or other than the pattern's, or one that cannot be met.
+        WeightsError: NaN, or weights that have no magnitudes to rank.
+    """
+    sparsities, single = _sparsities(sparsity, rule)
+    if rule.pattern is not None:
+        bits = [_bits_by_pattern(ranked, NMPattern.parse(rule.pattern), rule.pattern_remainder)] * len(sparsities)
+    elif rule.scope != "row" and rule.allocation in (None, "global"):
+        bits = _bits_by_scope(ranked, sparsities, rule)
+    else:
+        bits = [_bits_by_number(ranked, removals, rule) for removals in _allocate(ranked, sparsities, rule)]
+    shapes = {name: tensor.shape for name, tensor in ranked.tensors.items()}
+    return [Mask.from_packed(found, shapes) for found in bits], single
+
+
+def extremes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of each tensor that has any, in one pass that copies nothing.
+
+    Raises:
+        WeightsError: NaN, named with its tensors and counts.
+    """
+    found = {}
+    for name, tensor in rankable(tensors).items():
+        if tensor.numel():
+            low, high = torch.aminmax(tensor)
+            found[name] = (float(low), float(high))
+    holding = [name for name, (low, _) in found.items() if math.isnan(low)]
+    refuse_nan({name: int(tensors[name].isnan().sum()) for name in holding})
+    return found
+
+
+def warn_of_collapse(masks: Sequence[Mask], stacklevel: int = 3) -> None:
+    """Warn the caller's caller of tensors that lost all their weights."""
+    emptied = {}
+    for mask in masks:
+        numels = mask.layer_numel()
+        names = [name for name, kept in mask.layer_kept().items() if not kept and numels[name]]
+        if names:
+            emptied[round(mask.sparsity, 6)] = names
+    if emptied:
+        listed = "; ".join(f"sparsity {sparsity}: {', '.join(names)}" for sparsity, names in emptied.items())
+        warnings.warn(
+            f"Layer collapse: the global threshold removed every weight of a tensor ({listed}). "
+            "min_density keeps a share of each.",
+            LayerCollapseWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _sparsities(sparsity: float | Sequence[float] | None, rule: Rule) -> tuple[list[float], bool]:
+    if rule.pattern is None:
+        sparsities, single = one_or_many(sparsity)  # type: ignore[arg-type]
+        return [check_sparsity(one) for one in sparsities], single
+    given = NMPattern.parse(rule.pattern).sparsity
+    sparsities, single = one_or_many(given if sparsity is None else sparsity)
+    for one in sparsities:
+        if abs(check_sparsity(one) - given) > 1e-3:
+            raise SparsityError(
+                f"pattern={rule.pattern!r} removes {given:.4g} of the weights, and sparsity says {one!r}. "
+                f"Pass sparsity={given:.4g} or None."
+            )
+    return sparsities, single
+
+
+def _bits_by_scope(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[dict[str, PackedBits]]:
+    tensors = ranked.tensors
+    groups = [tensors] if rule.scope == "global" else [{name: tensor} for name, tensor in tensors.items()]
+    bits: list[dict[str, PackedBits]] = [{} for _ in sparsities]
+    for group in groups:
+        numel = sum(tensor.numel() for tensor in group.values())
+        removals = [removed_count(sparsity, numel) for sparsity in sparsities]
+        for found, drawn in zip(bits, _bits_of_group(ranked, group, removals, rule.min_density), strict=True):
+            found.update(drawn)
+    return bits
+
+
+def _bits_of_group(
+    ranked: Ranked, group: Mapping[str, torch.Tensor], removals: Sequence[int], min_density: float | None
+) -> list[dict[str, PackedBits]]:
+    if min_density is not None:
+        return [bits_above_floor(group, removed, min_density, ranked.selector) for removed in removals]
+    selector = ranked.selector(group)
+    return [selector.bits(line) for line in selector.lines(removals)]
+
+
+def _allocate(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[dict[str, int]]:
+    """How many weights each tensor loses, for each sparsity."""
+    numels = {name: tensor.numel() for name, tensor in ranked.tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in ranked.tensors.items()}
+    removals = [removed_count(sparsity, sum(numels.values())) for sparsity in sparsities]
+    allocation = rule.allocation
+    if isinstance(allocation, Mapping):
+        return [given_removals(numels, allocation, removed) for removed in removals]
+    if allocation == "erk":
+        return [erk_removals(shapes, removed) for removed in removals]
+    if allocation in ("lamp", "owl"):
+        _check_summable(ranked, allocation)
+        if allocation == "lamp":
+            return lamp_removals(ranked.tensors, removals)
+        shares = outlier_shares(ranked.tensors, rule.owl_threshold)
+        return [outlier_removals(numels, shares, removed, rule.owl_lambda) for removed in removals]
+    return [uniform_removals(numels, removed) for removed in removals]
+
+
+def _bits_by_number(ranked: Ranked, removals: Mapping[str, int], rule: Rule) -> dict[str, PackedBits]:
+    bits: dict[str, PackedBits] = {}
+    if rule.scope == "row" and ranked.nan == "raise":
+        extremes(ranked.tensors)
+    for name, tensor in ranked.tensors.items():
+        if rule.scope == "row":
+            bits[name] = bits_by_row(
+                *(name, rankable({name: tensor})[name], removals[name]),
+                *(ranked.weights, ranked.layout(name)),
+                progress=ranked.progress,
+            )
+        else:
+            selector = ranked.selector({name: tensor})
+            bits |= selector.bits(selector.lines([removals[name]])[0])
+    return bits
+
+
+def _bits_by_pattern(ranked: Ranked, pattern: NMPattern, remainder: PatternRemainder) -> dict[str, PackedBits]:
+    shapes = {name: tensor.shape for name, tensor in ranked.tensors.items()}
+    uneven = [name for name, shape in shapes.items() if not pattern.divides(shape, ranked.layout(name))]
+    if uneven and remainder == "error":
+        listed = ", ".join(f"{name} {tuple(shapes[name])}" for name in uneven)
+        raise SparsityError(
+            f"pattern '{pattern.kept}:{pattern.group}' needs input dimensions that {pattern.group} divides; "
+            f"not so: {listed}. pattern_remainder='dense' keeps these whole, exclude= leaves them out."
+        )
+    if ranked.nan == "raise":
+        extremes(ranked.tensors)
+    whole = Mask.ones_like({name: ranked.tensors[name] for name in uneven})
+    bits = {}
+    for name, tensor in ranked.tensors.items():
+        if name in whole:
+            bits[name] = whole.packed(name)
+        else:
+            weights = ranked.weights({name: tensor})
+            bits[name] = bits_by_pattern(weights, pattern, ranked.layout(name), progress=ranked.progress)
+    return bits
+
+
+def _check_summable(ranked: Ranked, allocation: str) -> None:
+    """LAMP and OWL sum over a tensor, so they need numbers that have a sum, and that rank as they are."""
+    if ranked.nan == "prune":
+        raise SparsityError(
+            f"allocation={allocation!r} and nan='prune' contradict each other: a sum with NaN in it is none. "
+            "Repair the weights, or choose another allocation."
+        )
+    infinite = [name for name, (low, high) in extremes(ranked.tensors).items() if math.isinf(max(-low, high))]
+    if infinite:
+        raise WeightsError(
+            f"allocation={allocation!r} sums over each tensor, and there is inf in {', '.join(infinite)}. "
+            "Repair it, or choose another allocation."
+        )
+
+
+def _check_known(name: str, value: object, known: Sequence[str], also: str = "") -> None:
+    if value not in known:
+        listed = ", ".join(repr(one) for one in known)
+        raise SparsityError(f"{name} is one of {listed}{' ' + also if also else ''}; got {value!r}.")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value > 0):
+        raise SparsityError(f"{name} is a positive number; got {value!r}.")
