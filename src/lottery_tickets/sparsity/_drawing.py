@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
 from typing import Literal, get_args
@@ -164,6 +164,7 @@ def draw_masks(ranked: Ranked, sparsity: float | Sequence[float] | None, rule: R
         WeightsError: NaN, or weights that have no magnitudes to rank.
     """
     sparsities, single = _sparsities(sparsity, rule)
+    ranked = replace(ranked, tensors=rankable(ranked.tensors))
     if rule.pattern is not None:
         bits = [_bits_by_pattern(ranked, NMPattern.parse(rule.pattern), rule.pattern_remainder)] * len(sparsities)
     elif rule.scope != "row" and rule.allocation in (None, "global"):
@@ -257,7 +258,7 @@ def _allocate(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[d
     if allocation in ("lamp", "owl"):
         _check_summable(ranked, allocation)
         if allocation == "lamp":
-            return lamp_removals(ranked.tensors, removals)
+            return lamp_removals(ranked.tensors, removals, progress=ranked.progress)
         shares = outlier_shares(ranked.tensors, rule.owl_threshold)
         return [outlier_removals(numels, shares, removed, rule.owl_lambda) for removed in removals]
     return [uniform_removals(numels, removed) for removed in removals]
@@ -270,7 +271,7 @@ def _bits_by_number(ranked: Ranked, removals: Mapping[str, int], rule: Rule) -> 
     for name, tensor in ranked.tensors.items():
         if rule.scope == "row":
             bits[name] = bits_by_row(
-                *(name, rankable({name: tensor})[name], removals[name]),
+                *(name, tensor, removals[name]),
                 *(ranked.weights, ranked.layout(name)),
                 progress=ranked.progress,
             )
