@@ -1,7 +1,7 @@
 """What a ticket is: the mask, its file, the parameters it speaks of, and a model that computes with it."""
 
 from lottery_tickets.masks._applied import applied, apply_mask, remove_mask
-from lottery_tickets.masks._bits import PackedBits, pack, packed_size, unpack_range
+from lottery_tickets.masks._bits import PackedBits, count_common, pack, packed_size, unpack_range
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import (
     Patterns,
@@ -17,6 +17,7 @@ __all__ = [
     "applied",
     "apply_mask",
     "as_mask",
+    "count_common",
     "pack",
     "packed_size",
     "parameter_aliases",

@@ -1,0 +1,182 @@
+"""Losses as numbers that add: sums over tokens or samples, and how many there were."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from lottery_tickets.errors import BatchError
+
+IGNORED = -100
+
+# Logits are looked at in pieces of this size: a vocabulary of 150,000 makes a full copy of them a gigabyte.
+_CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """What a batch adds to a measurement.
+
+    Attributes:
+        loss_sum: Sum of the losses of all units.
+        units: What the loss is a mean over: tokens, labels, elements of a regression target, or samples.
+        samples: Rows of the batch.
+        correct: Units whose largest logit is the label; None where labels are not classes.
+        tokens: The loss is nats per token of a sequence, so its exponential is a perplexity.
+    """
+
+    loss_sum: float
+    units: int
+    samples: int
+    correct: int | None = None
+    tokens: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Loss per unit; NaN without units."""
+        return self.loss_sum / self.units if self.units else math.nan
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the units that are correct."""
+        return self.correct / self.units if self.correct is not None and self.units else None
+
+
+def total(parts: Sequence[BatchLoss]) -> BatchLoss:
+    """Several batches as one, each weighing as many units as it has."""
+    correct = [part.correct for part in parts if part.correct is not None]
+    return BatchLoss(
+        loss_sum=math.fsum(part.loss_sum for part in parts),
+        units=sum(part.units for part in parts),
+        samples=sum(part.samples for part in parts),
+        correct=sum(correct) if parts and len(correct) == len(parts) else None,
+        tokens=bool(parts) and all(part.tokens for part in parts),
+    )
+
+
+def class_loss(
+    logits: torch.Tensor, labels: torch.Tensor, *, high: bool, tokens: bool = False, samples: int | None = None
+) -> BatchLoss:
+    """Cross entropy of labels against logits whose last dimension is the classes.
+
+    Args:
+        logits: (..., C); read in chunks, never copied whole.
+        labels: (...) of integers below C; -100 is ignored.
+        high: Compute in float32 at least, else in the dtype of the logits.
+        tokens: The labels are words of a vocabulary: a perplexity, no accuracy.
+        samples: Rows of the batch, if not the length of the labels.
+    """
+    _check_classes(labels, logits.shape[-1])
+    losses, correct = [], torch.zeros((), dtype=torch.int64, device=logits.device)
+    for chunk, targets in _chunks(logits, labels.to(logits.device, torch.int64)):
+        losses.append(F.cross_entropy(_widened(chunk, high=high), targets, reduction="none", ignore_index=IGNORED))
+        if not tokens:
+            correct += (chunk.argmax(-1) == targets).sum()
+    return BatchLoss(
+        loss_sum=_sum(losses),
+        units=int((labels != IGNORED).sum()),
+        samples=labels.shape[0] if samples is None else samples,
+        correct=None if tokens else int(correct),
+        tokens=tokens,
+    )
+
+
+def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, *, high: bool) -> BatchLoss:
+    """Cross entropy of a causal language model: logits (B, T, V) at t against labels (B, T) at t + 1."""
+    return class_loss(logits, shifted(labels), high=high, tokens=True)
+
+
+def shifted(labels: torch.Tensor) -> torch.Tensor:
+    """Labels (B, T) moved one position to the left, where their prediction stands; nothing follows the last."""
+    # Moving the labels, not the logits, leaves the logits contiguous.
+    return F.pad(labels[..., 1:], (0, 1), value=IGNORED)
+
+
+def regression_loss(outputs: torch.Tensor, targets: torch.Tensor) -> BatchLoss:
+    """Squared error per element; shapes are equal but for a trailing 1, and nothing is broadcast."""
+    if outputs.shape != targets.shape:
+        outputs, targets = _without_trailing_one(outputs), _without_trailing_one(targets)
+    if outputs.shape != targets.shape:
+        raise BatchError(
+            "Floating-point targets are compared element by element (mean squared error), so shapes must be "
+            f"equal: outputs {tuple(outputs.shape)}, targets {tuple(targets.shape)}; loss_fn takes any."
+        )
+    losses = F.mse_loss(_widened(outputs, high=True), targets.to(outputs.device).float(), reduction="none")
+    return BatchLoss(_sum([losses]), losses.numel(), samples=targets.shape[0] if targets.dim() else 1)
+
+
+def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, *, high: bool) -> BatchLoss:
+    """Binary cross entropy per element of logits and labels of one shape."""
+    if logits.shape != labels.shape:
+        raise BatchError(
+            f"Multi-label targets have the shape of the logits {tuple(logits.shape)}, got {tuple(labels.shape)}."
+        )
+    wide = _widened(logits, high=high)
+    losses = F.binary_cross_entropy_with_logits(wide, labels.to(wide), reduction="none")
+    return BatchLoss(_sum([losses]), losses.numel(), samples=labels.shape[0])
+
+
+def plain_loss(logits: torch.Tensor, targets: torch.Tensor, *, high: bool) -> BatchLoss:
+    """Loss of a plain PyTorch model, told by the targets' type and shape.
+
+    Floating-point targets: squared error. Integers: cross entropy, of logits (B, C) against (B,); (B, T, C)
+    against (B, T), a sequence of tokens; or torch's (B, C, ...) against (B, ...).
+    """
+    if targets.is_floating_point():
+        return regression_loss(logits, targets)
+    if targets.dtype == torch.bool or targets.is_complex():
+        raise BatchError(f"Targets are class numbers or floating-point values, got {targets.dtype}. Give loss_fn.")
+    last = logits.dim() > 1 and logits.shape[:-1] == targets.shape
+    second = logits.dim() > 2 and (logits.shape[0], *logits.shape[2:]) == tuple(targets.shape)
+    if last == second:
+        reason = "classes may stand in the last or in the second dimension" if last else "they do not fit"
+        raise BatchError(
+            f"Outputs {tuple(logits.shape)} against class numbers {tuple(targets.shape)}: {reason}. Expected "
+            "(B, C) and (B,), (B, T, C) and (B, T), or (B, C, ...) and (B, ...); give loss_fn for anything else."
+        )
+    if second:
+        return class_loss(logits.movedim(1, -1), targets, high=high)
+    return class_loss(logits, targets, high=high, tokens=targets.dim() > 1)
+
+
+def _chunks(logits: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows of logits and their labels, some at a time."""
+    classes = logits.shape[-1]
+    if logits.dim() > 2 and not logits.is_contiguous():
+        for sample, own in zip(logits, labels, strict=True):
+            yield from _chunks(sample, own)
+        return
+    rows, flat = logits.reshape(-1, classes), labels.reshape(-1)
+    step = max(1, _CHUNK_BYTES // (4 * classes))
+    for start in range(0, flat.numel(), step):
+        yield rows[start : start + step], flat[start : start + step]
+
+
+def _widened(values: torch.Tensor, *, high: bool) -> torch.Tensor:
+    return values.float() if high and values.dtype.itemsize < torch.float32.itemsize else values
+
+
+def _sum(losses: Sequence[torch.Tensor]) -> float:
+    if not losses:
+        return 0.0
+    # On the CPU, because not every accelerator has float64.
+    return float(torch.cat([part.flatten() for part in losses]).cpu().sum(dtype=torch.float64))
+
+
+def _without_trailing_one(values: torch.Tensor) -> torch.Tensor:
+    return values.squeeze(-1) if values.dim() > 1 else values
+
+
+def _check_classes(labels: torch.Tensor, classes: int) -> None:
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise BatchError(f"Class labels are integers, got {labels.dtype}.")
+    strange = ((labels < 0) & (labels != IGNORED)) | (labels >= classes)
+    if bool(strange.any()):
+        found = labels[strange].flatten()[0].item()
+        raise BatchError(
+            f"A label is {found}, but the model has {classes} classes: 0 ... {classes - 1} (-100 is ignored)."
+        )

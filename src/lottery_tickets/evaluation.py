@@ -1,0 +1,255 @@
+"""How good a ticket is: its loss beside the dense model's on the same batches, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lottery_tickets._batches import (
+    BatchLoss,
+    LossFunction,
+    Precision,
+    batches_of,
+    check_precision,
+    evaluating,
+    measure,
+)
+from lottery_tickets._quality import Baseline, TicketQuality, checked_baseline, ticket_quality
+from lottery_tickets.errors import EvaluationError
+from lottery_tickets.masks import Mask, applied, as_mask, parameters_of
+
+__all__ = [
+    "Baseline",
+    "TicketQuality",
+    "compute_lottery_ticket_qualities",
+    "compute_lottery_ticket_quality",
+]
+
+Nonfinite = Literal["raise", "skip"]
+
+
+def compute_lottery_ticket_quality(
+    model: nn.Module,
+    mask: Mapping[str, torch.Tensor],
+    dataloader: Any,
+    baseline_performance: float | Mapping[str, Any] | None = None,
+    max_batches: int | None = None,
+    precision_mode: Precision = "high",
+    *,
+    loss_fn: LossFunction | None = None,
+    confidence: float = 0.95,
+    nonfinite: Nonfinite = "raise",
+    progress: bool = True,
+) -> TicketQuality:
+    """Loss, perplexity or accuracy of a ticket beside the dense model's on the same batches.
+
+    Means weigh tokens (or labels, or samples), not batches. Intervals are over batches taken as independent draws,
+    by the ratio estimator with Student's t; that of the retention is paired, since ticket and dense model see the
+    same batches. Each batch is asked for once, so a generator will do. The model comes back as it was: weights,
+    modes, flags and torch's random state.
+
+    Args:
+        model: Any module, of any dtype, on any device, in either mode; evaluated in evaluation mode.
+        mask: A `Mask` or a plain dict of tensors.
+        dataloader: Iterable of batches, or one batch. A batch is a mapping (dict, `BatchEncoding`) with `labels`,
+            which a causal language model may lack, or a pair `(inputs, targets)`. Labels of -100 and positions
+            where `attention_mask` is 0 do not count. Integer targets mean cross entropy, floating-point ones
+            squared error.
+        baseline_performance: The dense model's result if it is known, so as not to measure it: a mapping with
+            "loss" or "accuracy", such as `quality["baseline"]`, or a number, which is the dense accuracy where
+            labels are classes and the dense loss otherwise. It is taken as exact: the interval of the retention is
+            then the ticket's alone.
+        max_batches: Stop after so many batches.
+        precision_mode: "high", losses from float32 logits (made in chunks); "fast", in the model's dtype. Sums are
+            float64 either way. A loss that the model itself computes is taken as it comes.
+        loss_fn: `loss_fn(logits, targets)` in place of the loss above; `logits` is the model's output, or what
+            stands under `logits` in it, and `targets` the batch's labels as they came. Returns the mean as a
+            scalar (over the labels other than -100; over samples if they are not integers), or a loss per unit.
+        confidence: Coverage of the intervals, in (0, 1).
+        nonfinite: "raise" refuses a loss that is not finite, "skip" leaves such batches out on both sides.
+        progress: Show a bar on anything that takes over two seconds.
+
+    Returns:
+        A `TicketQuality`.
+
+    Raises:
+        EvaluationError: No batches, no labels, a loss that is not finite, or an argument out of range.
+        BatchError: A batch or a model output of an unknown form; the message says what came.
+        MaskMismatchError: A mask that does not fit the model.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets import compute_lottery_ticket_quality
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[2.0, -0.1], [0.1, 2.0]]))
+        >>> mask = {"weight": torch.tensor([[True, False], [False, True]])}
+        >>> batches = [(torch.eye(2), torch.tensor([0, 1])), (torch.eye(2)[:1], torch.tensor([0]))]
+        >>> quality = compute_lottery_ticket_quality(model, mask, batches)
+        >>> quality["accuracy"], quality["performance_retention"], quality["sparsity"], quality["num_samples"]
+        (1.0, 1.0, 0.5, 3)
+
+    References:
+        Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 1: a winning ticket matches the
+        test accuracy of the dense network. Cochran, "Sampling Techniques", 3rd edition, 1977, section 6.4.
+    """
+    options = _Options(max_batches, precision_mode, loss_fn, confidence, nonfinite, progress)
+    return _qualities(model, {"mask": mask}, dataloader, baseline_performance, options)["mask"]
+
+
+def compute_lottery_ticket_qualities(
+    model: nn.Module,
+    masks: Mapping[str, Mapping[str, torch.Tensor]],
+    dataloader: Any,
+    baseline_performance: float | Mapping[str, Any] | None = None,
+    max_batches: int | None = None,
+    precision_mode: Precision = "high",
+    *,
+    loss_fn: LossFunction | None = None,
+    confidence: float = 0.95,
+    nonfinite: Nonfinite = "raise",
+    progress: bool = True,
+) -> dict[str, TicketQuality]:
+    """Quality of several tickets of one model; the dense model is measured once, on the same batches.
+
+    Each entry is what `compute_lottery_ticket_quality` returns for that mask alone.
+
+    Args:
+        model: See `compute_lottery_ticket_quality`.
+        masks: Any name to a mask.
+        dataloader: See there; each batch is asked for once, whatever the number of tickets.
+        baseline_performance: See there.
+        max_batches: See there.
+        precision_mode: See there.
+        loss_fn: See there.
+        confidence: See there.
+        nonfinite: See there; with "skip" a batch is left out for the tickets whose loss it spoils, and their
+            baselines.
+        progress: Show a bar on anything that takes over two seconds.
+
+    Returns:
+        A `TicketQuality` for each name of `masks`.
+
+    Raises:
+        EvaluationError: No masks, no batches, no labels, a loss that is not finite, or an argument out of range.
+        BatchError: A batch or a model output of an unknown form.
+        MaskMismatchError: A mask that does not fit the model.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets import compute_lottery_ticket_qualities, create_magnitude_mask
+        >>> model = torch.nn.Linear(8, 3)
+        >>> batches = [(torch.randn(16, 8), torch.randint(3, (16,))) for _ in range(4)]
+        >>> masks = dict(zip(["half", "most"], create_magnitude_mask(model, [0.5, 0.875])))
+        >>> qualities = compute_lottery_ticket_qualities(model, masks, batches)
+        >>> {name: quality["sparsity"] for name, quality in qualities.items()}
+        {'half': 0.5, 'most': 0.875}
+    """
+    if not masks:
+        raise EvaluationError("masks is empty; give at least one mask by name.")
+    options = _Options(max_batches, precision_mode, loss_fn, confidence, nonfinite, progress)
+    return _qualities(model, masks, dataloader, baseline_performance, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    max_batches: int | None
+    precision: Precision
+    loss_fn: LossFunction | None
+    confidence: float
+    nonfinite: Nonfinite
+    progress: bool
+
+    def __post_init__(self) -> None:
+        count = self.max_batches
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise EvaluationError(f"max_batches is a positive integer or None for all, got {count!r}.")
+        if not 0 < self.confidence < 1:
+            raise EvaluationError(f"confidence is a probability between 0 and 1, got {self.confidence!r}.")
+        if self.nonfinite not in get_args(Nonfinite):
+            raise EvaluationError(f"nonfinite is 'raise' or 'skip', got {self.nonfinite!r}.")
+        check_precision(self.precision)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One side of the comparison, batch by batch: a ticket, or the dense model, which has no mask."""
+
+    whose: str
+    mask: Mask | None
+    losses: list[BatchLoss] = field(default_factory=list)
+
+
+def _qualities(
+    model: nn.Module,
+    masks: Mapping[str, Mapping[str, torch.Tensor]],
+    dataloader: Any,
+    baseline_performance: float | Mapping[str, Any] | None,
+    options: _Options,
+) -> dict[str, TicketQuality]:
+    given = checked_baseline(baseline_performance)
+    tickets = {name: _Run(f"ticket {name!r}", as_mask(mask)) for name, mask in masks.items()}
+    for run in tickets.values():
+        parameters_of(model, run.mask or {})
+    dense = _Run("the dense model", None)
+    runs = [*tickets.values()] if given else [dense, *tickets.values()]
+    with evaluating(model), _random_state_kept(model):
+        _measure(runs, model, dataloader, options)
+    return {
+        name: ticket_quality(
+            run.losses,
+            baseline=given or dense.losses,
+            sparsity=run.mask.sparsity if run.mask else 0.0,
+            confidence=options.confidence,
+        )
+        for name, run in tickets.items()
+    }
+
+
+def _measure(runs: Sequence[_Run], model: nn.Module, dataloader: Any, options: _Options) -> None:
+    """Every run on every batch, batch by batch."""
+    for number, batch in enumerate(_limited(batches_of(dataloader), options)):
+        for run in runs:
+            with nullcontext() if run.mask is None else applied(model, run.mask):
+                part = measure(model, batch, precision=options.precision, loss_fn=options.loss_fn)
+            if options.nonfinite == "raise" and not math.isfinite(part.loss_sum):
+                raise EvaluationError(
+                    f"Batch {number}: the loss of {run.whose} is {part.mean}. "
+                    "nonfinite='skip' leaves such batches out."
+                )
+            run.losses.append(part)
+    if not runs[0].losses:
+        raise EvaluationError(
+            "The dataloader gave no batches; one that can be iterated only once may be spent already."
+        )
+
+
+def _limited(batches: Iterable[Any], options: _Options) -> Iterator[Any]:
+    try:
+        length: int | None = len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        length = None
+    limits = [limit for limit in (length, options.max_batches) if limit is not None]
+    bar = tqdm(
+        islice(batches, options.max_batches),
+        total=min(limits, default=None),
+        desc="evaluating",
+        delay=2,
+        disable=not options.progress,
+    )
+    yield from bar
+
+
+@contextmanager
+def _random_state_kept(model: nn.Module) -> Iterator[None]:
+    """Leave torch's generators as they are: starting a DataLoader draws from one."""
+    devices = {parameter.device.index for parameter in model.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        yield
