@@ -27,11 +27,12 @@ test: data ## Tests and documents' examples, under 10 minutes
 test-all: data ## Slow proofs too
 	$(BIN)/pytest -m ''
 
-check: $(INSTALLED) ## Format, lint, types, import directions, documents
+check: $(INSTALLED) ## Format, lint, types, import directions, docstrings, documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pytest --quiet src
 	$(BIN)/mkdocs build --strict --quiet
 
 docs: $(INSTALLED) ## Serve the documents on localhost

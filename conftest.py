@@ -30,6 +30,9 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 from sybil.parsers.rest import DocTestParser
 from sybil.python import import_path
 
+from lottery_tickets._data import model_folder, text_file
+from lottery_tickets.errors import CheckpointError
+
 torch.set_num_threads(2)
 
 
@@ -60,6 +63,19 @@ def refuse_other_python_fences(document: Document) -> Iterable[Region]:
 
 
 @pytest.fixture(scope="module")
+def real_material(document_folder: Path) -> None:
+    """Links, in a document's folder, to the model and the text that its examples use."""
+    try:
+        places = {"SmolLM2-135M-Instruct": model_folder(), "english.txt": text_file()}
+    except CheckpointError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    for name, place in places.items():
+        Path(document_folder / name).symlink_to(place)
+
+
+@pytest.fixture(scope="module")
 def document_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working directory of a document's examples."""
     folder = tmp_path_factory.mktemp("document")
@@ -75,7 +91,7 @@ documents = Sybil(
         refuse_other_python_fences,
     ],
     patterns=["README.md", "docs/*.md", "docs/**/*.md"],
-    fixtures=["document_folder"],
+    fixtures=["document_folder", "real_material"],
 )
 docstrings = Sybil(
     parsers=[DocTestParser(optionflags=doctest.ELLIPSIS)],

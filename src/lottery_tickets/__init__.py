@@ -1,13 +1,36 @@
-"""Lottery tickets: sparse subnetworks that do as well as the whole network, found and judged exactly."""
+"""Lottery tickets: sparse subnetworks that do as well as the whole network, found and judged exactly.
 
-from lottery_tickets.determinism import ensure_deterministic_pruning
-from lottery_tickets.errors import LayerCollapseWarning, LotteryTicketError
-from lottery_tickets.evaluation import compute_lottery_ticket_qualities, compute_lottery_ticket_quality
-from lottery_tickets.inspection import compute_sparsity, get_model_size, validate_pruning_correctness
-from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
-from lottery_tickets.masks import Mask, applied, apply_mask, prunable_parameters, remove_mask
-from lottery_tickets.overlap import compute_ticket_overlap
-from lottery_tickets.sparsity import compute_histogram_quantile
+The names in `__all__` are the promised ones; files may move, names may not. The root is what you do, the folders
+are what it is made of, and a module imports only from the floors below its own:
+
+    cli, utils                        the command line; helper names for those who look for them there
+    magnitude_pruning                 model -> magnitude mask
+    evaluation                        model, mask, data -> quality
+    robustness                        model, data -> loss over sparsities
+    overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
+    large_models                      checkpoint folders, tensor by tensor
+    sparsity                          how much is removed, and where the line is drawn
+    masks, _batches                   what a ticket is; a batch of any form -> a loss that adds
+    _kernels, errors                  compiled loops over bits; what can go wrong
+
+Names are imported when they are first used, so that the command line answers without loading torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lottery_tickets.determinism import ensure_deterministic_pruning
+    from lottery_tickets.errors import LayerCollapseWarning, LotteryTicketError
+    from lottery_tickets.evaluation import compute_lottery_ticket_qualities, compute_lottery_ticket_quality
+    from lottery_tickets.inspection import compute_sparsity, get_model_size, validate_pruning_correctness
+    from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
+    from lottery_tickets.masks import Mask, applied, apply_mask, prunable_parameters, remove_mask
+    from lottery_tickets.overlap import compute_ticket_overlap
+    from lottery_tickets.robustness import compute_pruning_robustness
+    from lottery_tickets.sparsity import compute_histogram_quantile
 
 __all__ = [
     "LayerCollapseWarning",
@@ -19,6 +42,7 @@ __all__ = [
     "compute_layerwise_magnitude_ticket",
     "compute_lottery_ticket_qualities",
     "compute_lottery_ticket_quality",
+    "compute_pruning_robustness",
     "compute_sparsity",
     "compute_ticket_overlap",
     "create_magnitude_mask",
@@ -28,3 +52,25 @@ __all__ = [
     "remove_mask",
     "validate_pruning_correctness",
 ]
+
+# Modules that hold these names, those that load fastest first.
+_HOMES = (
+    *("errors", "masks", "sparsity", "magnitude_pruning"),
+    *("evaluation", "robustness", "overlap", "inspection", "determinism"),
+)
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name in _HOMES:
+            return import_module(f"{__name__}.{name}")
+        if name in __all__:
+            for home in _HOMES:
+                module = import_module(f"{__name__}.{home}")
+                if hasattr(module, name):
+                    globals()[name] = getattr(module, name)
+                    return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_HOMES})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from lottery_tickets.sparsity import (
     removals_by_weight,
     removed_count,
 )
+
+_log = logging.getLogger(__name__)
 
 Scope = Literal["global", "layer"]
 
@@ -271,7 +274,10 @@ def _draw(
         for found, drawn in zip(bits, _bits_of_group(group, removals, min_density, make), strict=True):
             found.update(drawn)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return [Mask.from_packed(found, shapes) for found in bits]
+    masks = [Mask.from_packed(found, shapes) for found in bits]
+    for mask in masks:
+        _log.info("drawn by magnitude, scope %s: %r", scope, mask)
+    return masks
 
 
 def _bits_of_group(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 import oracles
 from lottery_tickets.sparsity import _blocks, _counting
@@ -90,14 +93,28 @@ def test_for_each_keeps_the_order_and_passes_errors_on():
         for_each(lambda number: 1 // number, [2, 1, 0])
 
 
+def test_an_error_ends_the_other_threads_too():
+    done = []
+
+    def work(number):
+        if number == 0:
+            raise ValueError("first")
+        time.sleep(0.001)
+        done.append(number)
+
+    with pytest.raises(ValueError, match="first"):
+        for_each(work, range(2000))
+    assert len(done) < 1000
+
+
 def test_a_bar_appears_only_where_a_name_is_given(monkeypatch):
     shown = []
 
-    def tqdm(items, **options):
+    def recorded(**options):
         shown.append((options["desc"], options["delay"], options["disable"]))
-        return items
+        return tqdm(**options)
 
-    monkeypatch.setattr(_blocks, "tqdm", tqdm)
+    monkeypatch.setattr(_blocks, "tqdm", recorded)
     for_each(abs, [1, 2])
     for_each(abs, [1, 2], progress="counting")
     assert shown == [(None, 2, True), ("counting", 2, False)]

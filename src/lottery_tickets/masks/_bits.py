@@ -38,18 +38,22 @@ def unpack_range(packed: PackedBits, start: int, stop: int) -> torch.Tensor:
 
 def count(packed: PackedBits) -> int:
     """Number of set bits."""
-    return sum(
-        int(np.bitwise_count(packed[start : start + BLOCK]).sum(dtype=np.int64))
-        for start in range(0, packed.size, BLOCK)
-    )
+    return sum(_count_words(packed[start : start + BLOCK]) for start in range(0, packed.size, BLOCK))
 
 
 def count_common(first: PackedBits, second: PackedBits) -> int:
     """Number of bits set in both."""
     return sum(
-        int(np.bitwise_count(first[start : start + BLOCK] & second[start : start + BLOCK]).sum(dtype=np.int64))
+        _count_words(first[start : start + BLOCK] & second[start : start + BLOCK])
         for start in range(0, first.size, BLOCK)
     )
+
+
+def _count_words(packed: PackedBits) -> int:
+    """Number of set bits, eight bytes at a time."""
+    whole = packed.size // 8 * 8
+    words, rest = packed[:whole].view(np.uint64), packed[whole:]
+    return int(np.bitwise_count(words).sum(dtype=np.int64)) + int(np.bitwise_count(rest).sum(dtype=np.int64))
 
 
 def has_bits_beyond(packed: PackedBits, numel: int) -> bool:

@@ -7,10 +7,12 @@ bit. The header's metadata holds the keys of `_RESERVED` and whatever the caller
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from lottery_tickets._atomic import replacing
 from lottery_tickets.errors import MaskFileError
 from lottery_tickets.masks import _bits
 from lottery_tickets.masks._bits import PackedBits
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "lottery_tickets.mask"
 FORMAT_VERSION = "1"
@@ -62,13 +66,14 @@ def write(
     }
     with replacing(path) as temporary:
         save_file(dict(packed), temporary, metadata=header)
+    _log.info("wrote %s: sparsity %s, digest %s", path, header["sparsity"], digest)
 
 
 def read(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, PackedBits], dict[str, torch.Size], dict[str, str], str]:
     """Packed bits, shapes, the caller's metadata and the digest the file claims; bytes checked against shapes."""
-    if os.path.isdir(path):  # noqa: PTH112  # takes every path that open() takes
+    if Path(path).is_dir():
         raise MaskFileError(f"{path}: a folder, not a ticket file; give the path of the .safetensors file in it.")
     try:
         with safe_open(path, framework="numpy") as file:
@@ -90,6 +95,7 @@ def check_digest(path: str | os.PathLike[str], *, expected: str, found: str) -> 
         raise MaskFileError(
             f"{path}: wrong digest: the file says {expected}, its bits give {found}; it was changed or damaged."
         )
+    _log.info("read %s: digest %s", path, found)
 
 
 def _checked_header(path: str | os.PathLike[str], header: Mapping[str, str] | None) -> dict[str, str]:

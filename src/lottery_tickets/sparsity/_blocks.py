@@ -8,6 +8,8 @@ block by block, so that nothing as large as a tensor is made.
 from __future__ import annotations
 
 import functools
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -177,12 +179,42 @@ def block_size(dtype: torch.dtype, buffers: int) -> int:
 
 
 def for_each(work: Callable[[_T], _R], items: Sequence[_T], *, progress: str | None = None) -> list[_R]:
-    """Map on a pool of as many threads as torch uses; a progress bar appears after two seconds if named."""
+    """Map on as many threads as torch uses; a progress bar appears after two seconds if named.
+
+    Threads take the next item themselves: a future for each block would cost as much as counting a small one.
+    """
     if len(items) <= 1:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        results = pool.map(work, items)
-        return list(tqdm(results, total=len(items), desc=progress, delay=2, disable=progress is None))
+    pending = deque(enumerate(items))
+    results: dict[int, _R] = {}
+    updating = threading.Lock()
+
+    def next_item() -> tuple[int, _T] | None:
+        try:
+            return pending.popleft()
+        except IndexError:
+            return None
+
+    def take_items() -> None:
+        try:
+            while (item := next_item()) is not None:
+                results[item[0]] = work(item[1])
+                with updating:
+                    bar.update()
+        finally:
+            pending.clear()  # after an error the other threads stop too
+
+    threads = min(torch.get_num_threads(), len(items))
+    with (
+        tqdm(total=len(items), desc=progress, delay=2, disable=progress is None) as bar,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        try:
+            for ended in [pool.submit(take_items) for _ in range(threads)]:
+                ended.result()
+        finally:
+            pending.clear()  # an interrupt of this thread stops them likewise
+    return [results[index] for index in range(len(items))]
 
 
 def flat_range(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:

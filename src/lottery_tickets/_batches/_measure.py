@@ -18,9 +18,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from lottery_tickets import _conventions as conventions
-from lottery_tickets._calls import Output, Request, call, described, is_pair, request_of, with_decoder_inputs
-from lottery_tickets._losses import (
+from lottery_tickets._batches import _conventions as conventions
+from lottery_tickets._batches._calls import (
+    Output,
+    Request,
+    call,
+    described,
+    is_pair,
+    request_of,
+    with_decoder_inputs,
+)
+from lottery_tickets._batches._losses import (
     IGNORED,
     BatchLoss,
     class_loss,
@@ -32,18 +40,6 @@ from lottery_tickets._losses import (
     total,
 )
 from lottery_tickets.errors import BatchError, EvaluationError
-
-__all__ = [
-    "BatchLoss",
-    "LossFunction",
-    "Precision",
-    "batches_of",
-    "check_precision",
-    "evaluating",
-    "measure",
-    "measure_mean",
-    "total",
-]
 
 Precision = Literal["high", "fast"]
 LossFunction = Callable[[Any, Any], torch.Tensor]

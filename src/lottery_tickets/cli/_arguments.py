@@ -1,0 +1,97 @@
+"""Arguments that several commands take, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lottery_tickets.errors import EvaluationError, MaskMismatchError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lottery_tickets.cli._shell import Session
+    from lottery_tickets.masks import Mask
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Folder of a checkpoint (safetensors), or a Hugging Face hub id.")
+]
+TicketArgument = Annotated[Path, typer.Argument(metavar="TICKET", help="A ticket file.", show_default=False)]
+OtherWeightsOption = Annotated[
+    bool,
+    typer.Option(
+        "--other-weights", help="Use a ticket drawn from other weights than MODEL's, fine-tuned ones say."
+    ),
+]
+
+
+class Dtype(str, Enum):
+    """Data type to load the weights in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+    @property
+    def torch(self) -> torch.dtype | None:
+        """The type; None for the checkpoint's own."""
+        import torch
+
+        return None if self is Dtype.auto else getattr(torch, self.value)
+
+
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Load the weights as this; auto is the checkpoint's.")]
+
+
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="Where to compute; auto is cuda where there is one, else cpu.")
+]
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of this name; `auto` is the GPU if there is one."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a device that is not there
+        raise EvaluationError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def check_context(model: nn.Module, context: int) -> None:
+    """Refuse windows that are longer than what the model has positions for."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and context > positions:
+        raise EvaluationError(f"--context {context}: the model was made for at most {positions} tokens.")
+
+
+def check_weights(
+    session: Session, model: str, digest: str, tickets: Mapping[Path, Mask], *, other_weights: bool
+) -> None:
+    """Refuse tickets that were drawn from other weights than these; a ticket that does not say passes."""
+    for path, ticket in tickets.items():
+        drawn_from = ticket.metadata.get("weights_digest", digest)
+        if drawn_from == digest:
+            continue
+        difference = (
+            f"{path} was drawn from the weights {drawn_from[:12]} of {ticket.metadata.get('base_model', '?')}; "
+            f"{model} holds {digest[:12]}"
+        )
+        if not other_weights:
+            raise MaskMismatchError(f"{difference}. --other-weights uses the ticket all the same.")
+        session.note(f"note: {difference}.")
+
+
+def model_name(model: str) -> str:
+    """What to call a model in a ticket: the hub id, or the folder's own name without its path."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model

@@ -1,0 +1,184 @@
+"""What all commands share: their common options, how they print, and how they fail.
+
+A command is a function from a `Session` and its own arguments to a `Report`; it prints nothing to stdout itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Annotated, Any, ParamSpec, TextIO
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from lottery_tickets.errors import LotteryTicketError
+
+P = ParamSpec("P")
+
+new_table = partial(Table, box=SIMPLE_HEAD, title_justify="left")  # how all tables look
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the results as JSON, and nothing else, to stdout.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors only.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done to stderr.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+_COMMON = {"json_": JsonOption, "quiet": QuietOption, "verbose": VerboseOption, "debug": DebugOption}
+_PIPE_WIDTH = 120  # columns where there is no terminal to ask
+
+
+@dataclass(frozen=True)
+class Session:
+    """How one run of the command talks to its user."""
+
+    quiet: bool
+
+    @property
+    def progress(self) -> bool:
+        """Whether to show bars: on a terminal, unless silenced."""
+        return not self.quiet and sys.stderr.isatty()
+
+    def note(self, text: str) -> None:
+        """A line on stderr, unless silenced."""
+        if not self.quiet:
+            typer.echo(text, err=True)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command found: `data` for `--json`, `show` for a reader."""
+
+    data: Mapping[str, Any]
+    show: Callable[[Console], None]
+
+
+def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Callable[P, Report]], Callable[..., None]]:
+    """Register a function as a command with the common options, examples in its help, and one-line errors.
+
+    Args:
+        app: Where to.
+        name: The command's name.
+        examples: Command lines for the help.
+    """
+
+    def register(function: Callable[P, Report]) -> Callable[..., None]:
+        @wraps(function)
+        def run(json_: bool, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> None:
+            with _one_line_errors(debug), _logging(verbose, debug), _one_line_warnings(quiet):
+                report = function(Session(quiet), **arguments)  # type: ignore[arg-type]
+                if json_:
+                    typer.echo(json.dumps(_strict(report.data), indent=2, ensure_ascii=False, allow_nan=False))
+                else:
+                    report.show(
+                        Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False)
+                    )
+
+        signature = inspect.signature(function, eval_str=True)
+        own = [parameter for key, parameter in signature.parameters.items() if key != "session"]
+        common = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+            for key, annotation in _COMMON.items()
+        ]
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + common
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        epilog = "\n\n".join(["Example:" if len(examples) == 1 else "Examples:", *examples])
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        # A terminal has lines of its own length.
+        help_text = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+        app.command(name, help=help_text, epilog=epilog)(run)
+        return run
+
+    return register
+
+
+def number(value: float | None, digits: int) -> str:
+    """A measured number for a table, with so many digits after the point while they say something."""
+    if value is None:
+        return "-"
+    return f"{value:,.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None, digits: int) -> str:
+    """A measured number and below it its interval, where there is one."""
+    if interval is None:
+        return number(value, digits)
+    return f"{number(value, digits)}\n[{number(interval[0], digits)}, {number(interval[1], digits)}]"
+
+
+@contextmanager
+def _one_line_errors(debug: bool) -> Iterator[None]:
+    """Exit code 1 and a line on stderr for whatever went wrong; usage errors stay typer's, exit code 2."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+        raise
+    except (LotteryTicketError, OSError) as error:
+        if debug:
+            raise
+        _fail(_described(error))
+    except Exception as error:
+        if debug:
+            raise
+        _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def _fail(message: str) -> None:
+    typer.echo("error: " + " ".join(message.split()), err=True)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def _one_line_warnings(quiet: bool) -> Iterator[None]:
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        typer.echo(f"warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+        warnings.showwarning = show
+        yield
+
+
+@contextmanager
+def _logging(verbose: bool, debug: bool) -> Iterator[None]:
+    logger = logging.getLogger("lottery_tickets")
+    handler: logging.StreamHandler[TextIO] = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _strict(value: Any) -> Any:
+    """The value as JSON's own types; numbers that JSON cannot write (NaN, infinity) become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

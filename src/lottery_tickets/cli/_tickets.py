@@ -1,0 +1,95 @@
+"""`inspect` and `apply`: what a ticket file says, and a checkpoint with it applied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lottery_tickets.cli._app import app
+from lottery_tickets.cli._arguments import ModelArgument, OtherWeightsOption, TicketArgument, check_weights
+from lottery_tickets.cli._shell import Report, Session, command, new_table
+
+
+@command(app, "inspect", "lottery-tickets inspect tickets/magnitude-0.5.safetensors")
+def inspect(session: Session, ticket: TicketArgument) -> Report:
+    """Show what a ticket says of its origin, and how much it removes from each tensor.
+
+    Every byte of the file is checked against its digest.
+    """
+    from lottery_tickets.masks import Mask
+
+    mask = Mask.load(ticket)
+    kept, sparsity = mask.layer_kept(), mask.layer_sparsity()
+    data = {
+        "path": str(ticket),
+        "bytes": ticket.stat().st_size,
+        "digest": mask.digest(),
+        "numel": mask.numel,
+        "kept": mask.kept,
+        "sparsity": mask.sparsity,
+        "metadata": dict(sorted(mask.metadata.items())),
+        "layers": {
+            name: {"shape": list(shape), "numel": shape.numel(), "kept": kept[name], "sparsity": sparsity[name]}
+            for name, shape in mask.shapes.items()
+        },
+    }
+    return Report(data, lambda console: _show_ticket(console, data))
+
+
+@command(app, "apply", "lottery-tickets apply ./my-model tickets/magnitude-0.5.safetensors -o ./my-model-pruned")
+def apply(
+    session: Session,
+    model: ModelArgument,
+    ticket: TicketArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; it must not exist.")],
+    other_weights: OtherWeightsOption = False,
+) -> Report:
+    """Write a pruned copy of a checkpoint, shard by shard: pruned weights are zero, all else is as it was.
+
+    The copy keeps data types, shards, configuration and tokenizer, and loads with from_pretrained. Weights that
+    MODEL holds in other formats as well are left out.
+    """
+    from lottery_tickets.large_models import compute_weights_digest, prune_checkpoint, resolve_model
+    from lottery_tickets.masks import Mask
+
+    mask = Mask.load(ticket)
+    folder = resolve_model(model)
+    if "weights_digest" in mask.metadata:
+        digest = compute_weights_digest(folder)
+        check_weights(session, model, digest, {ticket: mask}, other_weights=other_weights)
+    result = prune_checkpoint(folder, mask, output, progress=session.progress)
+    data = {"model": model, "ticket": str(ticket), **result}
+    return Report(data, lambda console: _show_pruned(console, data))
+
+
+def _show_ticket(console: Console, data: dict[str, Any]) -> None:
+    removed = data["numel"] - data["kept"]
+    console.print(
+        f"{data['path']}, {data['bytes']:,} bytes: removes {removed:,} of {data['numel']:,} weights, "
+        f"sparsity {data['sparsity']:.6f}",
+        soft_wrap=True,
+    )
+    for key, text in {"digest": data["digest"], **data["metadata"]}.items():
+        console.print(f"  {key}: {text}", soft_wrap=True)
+    table = new_table("tensor", "shape")
+    for heading in ("weights", "kept", "sparsity"):
+        table.add_column(heading, justify="right")
+    for name, layer in data["layers"].items():
+        shape = " x ".join(map(str, layer["shape"]))
+        table.add_row(name, shape, f"{layer['numel']:,}", f"{layer['kept']:,}", f"{layer['sparsity']:.4f}")
+    console.print(table)
+
+
+def _show_pruned(console: Console, data: dict[str, Any]) -> None:
+    shards = len(data["shards"])
+    console.print(
+        f"{data['output']}: {data['weights_pruned']:,} weights are zero, in {data['tensors']} tensors, "
+        f"{shards} weight file{'s' if shards > 1 else ''}.",
+        markup=False,
+    )
+    if data["left_out"]:
+        console.print(f"Left out, as other weights or pickles: {', '.join(data['left_out'])}")
+    console.print(f"Load it with AutoModelForCausalLM.from_pretrained({data['output']!r}).")

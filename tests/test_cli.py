@@ -1,0 +1,460 @@
+"""The command line: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner, Result
+
+import lottery_tickets
+from lottery_tickets import Mask, apply_mask, compute_lottery_ticket_quality, create_magnitude_mask
+from lottery_tickets.cli import app
+from lottery_tickets.cli._windows import text_windows
+from lottery_tickets.errors import EvaluationError
+from lottery_tickets.large_models import compute_weights_digest, load_tokenizer
+
+WORDS = [f"w{index}" for index in range(60)]
+COMMANDS = ("mask", "evaluate", "overlap", "inspect", "apply", "demo")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: object) -> Any:
+    """What the command prints with --json, which must be all of stdout."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def fail(*arguments: object) -> str:
+    """The one line that a failing command prints."""
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (1, ""), result.output
+    assert result.stderr.startswith("error: "), result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama in two shards or more, with a tokenizer of words that puts <s> before a text."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder, max_shard_size="8KB")
+    words = Tokenizer(models.WordLevel({"<s>": 0, "?": 1} | {word: 2 + n for n, word in enumerate(WORDS)}, "?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "words.txt"
+    draws = torch.randint(len(WORDS), (500,), generator=torch.Generator().manual_seed(1))
+    path.write_text(" ".join(WORDS[draw] for draw in draws), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tickets(model: Path, tmp_path: Path) -> list[Path]:
+    """Tickets of sparsity 0.3 and 0.6."""
+    drawn = succeed("mask", model, "-s", 0.3, "-s", 0.6, "-o", tmp_path / "tickets")
+    return [Path(ticket["path"]) for ticket in drawn["tickets"]]
+
+
+def load(folder: Path, dtype: torch.dtype | str = "auto") -> LlamaForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+# --- mask ---
+
+
+def test_mask_writes_the_masks_of_the_library(model: Path, tmp_path: Path) -> None:
+    report = succeed("mask", model, "--sparsity", "0.5", "--sparsity", "0.9", "-o", tmp_path / "new" / "tickets")
+    expected = create_magnitude_mask(load(model), [0.5, 0.9])
+    names = ["magnitude-0.5.safetensors", "magnitude-0.9.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "new" / "tickets").iterdir()) == names
+    for name, mask, described in zip(names, expected, report["tickets"], strict=True):
+        path = tmp_path / "new" / "tickets" / name
+        ticket = Mask.load(path)
+        assert ticket == mask
+        assert ticket.metadata == {
+            "base_model": "tiny",
+            "weights_digest": compute_weights_digest(model),
+            "criterion": "magnitude",
+            "scope": "global",
+            "dtype": "auto",
+            "target_sparsity": name.removeprefix("magnitude-").removesuffix(".safetensors"),
+        }
+        assert described["digest"] == mask.digest()
+        assert described["removed"] == mask.numel - mask.kept
+        assert described["bytes"] == path.stat().st_size
+
+
+def test_mask_passes_its_choices_on(model: Path, tmp_path: Path) -> None:
+    choices = ["--include", "*.embed_tokens.weight", "--exclude", "*.mlp.*", "--exclude", "lm_head.weight"]
+    floors = ["--min-density", "0.2", "--dtype", "float32"]
+    succeed("mask", model, "-s", 0.5, "-o", tmp_path / "a", *choices, *floors)
+    ticket = Mask.load(tmp_path / "a" / "magnitude-0.5.safetensors")
+    assert ticket == create_magnitude_mask(
+        load(model),
+        0.5,
+        include="*.embed_tokens.weight",
+        exclude=["*.mlp.*", "lm_head.weight"],
+        min_density=0.2,
+    )
+    assert json.loads(ticket.metadata["exclude"]) == ["*.mlp.*", "lm_head.weight"]
+    assert ticket.metadata["min_density"] == "0.2"
+    succeed("mask", model, "-s", 0.5, "-o", tmp_path / "b", "--scope", "layer")
+    layerwise = Mask.load(tmp_path / "b" / "magnitude-0.5.safetensors")
+    assert layerwise == create_magnitude_mask(load(model), 0.5, scope="layer")
+    assert layerwise.metadata["scope"] == "layer"
+
+
+def test_mask_replaces_only_by_force(model: Path, tickets: list[Path], tmp_path: Path) -> None:
+    before = tickets[0].read_bytes()
+    again = ["mask", model, "-s", 0.3, "-o", tmp_path / "tickets", "--scope", "layer"]
+    assert "there already; --force replaces" in fail(*again)
+    assert tickets[0].read_bytes() == before
+    succeed(*again, "--force")
+    assert Mask.load(tickets[0]).metadata["scope"] == "layer"
+
+
+def test_a_collapsed_layer_is_a_line_on_stderr(model: Path, tmp_path: Path) -> None:
+    result = run("mask", model, "-s", 0.999, "-o", tmp_path, "--json")
+    assert result.exit_code == 0
+    assert re.search(r"^warning: Layer collapse: .*$", result.stderr, re.M)
+    json.loads(result.stdout)
+    assert run("mask", model, "-s", 0.999, "-o", tmp_path, "--force", "--quiet").stderr == ""
+
+
+# --- inspect ---
+
+
+def test_inspect(tickets: list[Path]) -> None:
+    mask = Mask.load(tickets[1])
+    report = succeed("inspect", tickets[1])
+    assert report["digest"] == mask.digest()
+    assert (report["numel"], report["kept"], report["sparsity"]) == (mask.numel, mask.kept, mask.sparsity)
+    assert report["metadata"] == mask.metadata
+    assert {name: layer["sparsity"] for name, layer in report["layers"].items()} == mask.layer_sparsity()
+    shown = run("inspect", tickets[1]).stdout
+    for name, sparsity in mask.layer_sparsity().items():
+        assert re.search(rf"{re.escape(name)} .* {sparsity:.4f} ", shown), name
+    assert f"weights_digest: {mask.metadata['weights_digest']}" in shown
+
+
+# --- apply ---
+
+
+def test_apply_equals_apply_mask(model: Path, tickets: list[Path], tmp_path: Path) -> None:
+    report = succeed("apply", model, tickets[1], "-o", tmp_path / "pruned")
+    expected = load(model)
+    apply_mask(expected, Mask.load(tickets[1]))
+    ours, theirs = load(tmp_path / "pruned").state_dict(), expected.state_dict()
+    assert all(torch.equal(ours[name].view(torch.int16), theirs[name].view(torch.int16)) for name in theirs)
+    assert len(report["shards"]) > 1
+    assert {path.name for path in (tmp_path / "pruned").iterdir()} == {path.name for path in model.iterdir()}
+
+
+def test_apply_refuses_an_existing_folder(model: Path, tickets: list[Path], tmp_path: Path) -> None:
+    assert "exists already" in fail("apply", model, tickets[0], "-o", tmp_path / "tickets")
+
+
+@pytest.fixture
+def tuned(model: Path, tmp_path: Path) -> Path:
+    """The same model with other weights."""
+    other = load(model)
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.mul_(2)
+    other.save_pretrained(tmp_path / "tuned")
+    load_tokenizer(model).save_pretrained(tmp_path / "tuned")
+    return tmp_path / "tuned"
+
+
+def test_tickets_of_other_weights_need_a_word(
+    tuned: Path, tickets: list[Path], text: Path, tmp_path: Path
+) -> None:
+    apply = ["apply", tuned, tickets[0], "-o", tmp_path / "pruned"]
+    evaluate = ["evaluate", tuned, tickets[0], "--text", text, "--context", 32]
+    for arguments in (apply, evaluate):
+        message = fail(*arguments)
+        assert re.search(r"was drawn from the weights \w{12} of tiny; .*tuned holds \w{12}\.", message), message
+        result = run(*arguments, "--other-weights")
+        assert result.exit_code == 0, result.stderr
+        assert "note: " in result.stderr
+
+
+# --- evaluate ---
+
+
+def test_evaluate_equals_the_library(model: Path, tickets: list[Path], text: Path) -> None:
+    report = succeed("evaluate", model, *tickets, "--text", text, "--context", 32, "--dtype", "float32")
+    windows = text_windows(load_tokenizer(model), text, 32)
+    assert report["windows"] == len(windows) == 500 // 31
+    assert list(report["tickets"]) == [str(path) for path in tickets]
+    for path in tickets:
+        expected = compute_lottery_ticket_quality(load(model, torch.float32), Mask.load(path), windows)
+        assert report["tickets"][str(path)] == json.loads(json.dumps(expected))
+    assert report["baseline"]["perplexity"] > 1
+
+
+def test_evaluate_shows_a_row_for_each_model(model: Path, tickets: list[Path], text: Path) -> None:
+    shown = run("evaluate", model, *tickets, "--text", text, "--context", 32, "--max-windows", 3)
+    assert shown.exit_code == 0, shown.stderr
+    assert "3 windows of 32 tokens" in " ".join(shown.stdout.split())
+    assert re.search(r"dense .*\[", shown.stdout)
+    assert len(re.findall(r"magnitude-0\.[36]", shown.stdout)) == 2
+    assert "evaluating 3 models on 3 windows" in shown.stderr
+
+
+def test_evaluate_on_one_window_has_no_interval(model: Path, tickets: list[Path], text: Path) -> None:
+    arguments = ["evaluate", model, tickets[0], "--text", text, "--context", 32, "--max-windows", 1]
+    assert succeed(*arguments)["tickets"][str(tickets[0])]["perplexity_interval"] is None
+    assert run(*arguments).exit_code == 0
+
+
+# --- Windows of a text ---
+
+
+def test_windows_are_the_tokens_of_the_whole_text(model: Path, text: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    tokens = tokenizer(text.read_text(), add_special_tokens=False).input_ids
+    windows = text_windows(tokenizer, text, 50)
+    assert all(window["input_ids"].shape == (1, 50) and window["input_ids"][0, 0] == 0 for window in windows)
+    joined = [token for window in windows for token in window["input_ids"][0, 1:].tolist()]
+    assert joined == tokens[: len(joined)]
+    assert len(tokens) - len(joined) < 49
+
+
+def test_some_windows_are_the_first_of_all(smollm2_tokenizer: Any, english_text: str, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(english_text[2_000_000:2_200_000], encoding="utf-8")
+    everything = text_windows(smollm2_tokenizer, path, 128)
+    for count in (1, 7):
+        some = text_windows(smollm2_tokenizer, path, 128, count=count)
+        assert len(some) == count
+        for first, second in zip(some, everything[:count], strict=True):
+            assert torch.equal(first["input_ids"], second["input_ids"])
+    later = text_windows(smollm2_tokenizer, path, 128, count=1, start=1000)
+    assert smollm2_tokenizer.decode(later[0]["input_ids"][0])[:40] == english_text[2_001_000:2_001_040]
+
+
+def test_text_of_too_few_tokens_or_no_text(model: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("w1 w2 w3")
+    with pytest.raises(EvaluationError, match=r"3 tokens after character 0, and one window takes 15"):
+        text_windows(load_tokenizer(model), short, 16)
+    short.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(EvaluationError, match="not UTF-8 text"):
+        text_windows(load_tokenizer(model), short, 16)
+
+
+# --- overlap ---
+
+
+@pytest.mark.parametrize("method", ["jaccard", "dice", "overlap"])
+def test_overlap_equals_the_library(tickets: list[Path], method: str) -> None:
+    report = succeed("overlap", *tickets, "--method", method)
+    first, second = (Mask.load(path) for path in tickets)
+    assert report == lottery_tickets.compute_ticket_overlap(first, second, method)
+    assert report["summary"]["total_intersection"] == second.kept  # tickets of one counting are nested
+    assert f"{report['overall_overlap']:.6f}" in run("overlap", *tickets, "--method", method).stdout
+
+
+def test_overlap_of_tickets_that_differ_in_layers(tickets: list[Path], tmp_path: Path) -> None:
+    mask = Mask.load(tickets[0])
+    Mask.from_tensors({name: mask[name] for name in mask.names[1:]}).save(tmp_path / "part.safetensors")
+    assert succeed("overlap", tickets[0], tmp_path / "part.safetensors")["skipped_layers"] == [mask.names[0]]
+    assert mask.names[0] in fail("overlap", tickets[0], tmp_path / "part.safetensors", "--strict")
+
+
+# --- demo ---
+
+
+def test_demo(smollm2_folder: Path, english_text: str, tmp_path: Path) -> None:
+    output = tmp_path / "tickets"
+    arguments = ["demo", "-o", output, "--windows", 1, "-s", 0.3]
+    report = succeed(*arguments)
+    (row,) = report["tickets"]
+    ticket = Mask.load(output / "magnitude-0.3.safetensors")
+    assert ticket.metadata["weights_digest"] == compute_weights_digest(smollm2_folder)
+    assert ticket.numel - ticket.kept == round(0.3 * ticket.numel) == round(0.3 * report["prunable_weights"])
+    assert row["bytes"] <= ticket.numel / 8 + 64 * 1024
+    assert row["ticket"]["perplexity"] < row["random"]["perplexity"] / 100
+    assert report["dense"]["perplexity"] < row["ticket"]["perplexity"] < 3 * report["dense"]["perplexity"]
+    assert row["random"]["sparsity"] == row["ticket"]["sparsity"] == ticket.sparsity
+
+
+# --- Failing, helping ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("inspect absent.safetensors", "absent.safetensors"),
+        ("inspect {folder}", "a folder, not a ticket file"),
+        ("inspect {text}", "not a whole safetensors file"),
+        ("inspect {model}/model-00001-of-00002.safetensors", "a ticket says 'lottery_tickets.mask'"),
+        ("mask no/such-model -s 0.5 -o {folder}/x", "no/such-model is neither a folder here nor"),
+        ("mask {folder} -s 0.5 -o {folder}/x", "neither model.safetensors nor"),
+        ("mask {model} -s 1.5 -o {folder}/x", "1.5"),
+        ("mask {model} -s 0.5 -o {folder}/x --include nothing*", "include='nothing*' matches no parameter"),
+        ("mask {model} -s 0.5 -o {text}/x", "Not a directory"),
+        ("evaluate {model} {ticket} --text absent.txt", "absent.txt: No such file or directory"),
+        ("evaluate {model} {ticket} --text {text} --context 99", "made for at most 64 tokens"),
+        ("evaluate {model} {ticket} --text {text} --context 32 --device nowhere", "--device nowhere"),
+        ("apply {model} absent.safetensors -o {folder}/x", "absent.safetensors"),
+    ],
+)
+def test_an_error_is_one_line(
+    model: Path, text: Path, tickets: list[Path], tmp_path: Path, arguments: str, message: str
+) -> None:
+    places = {"model": model, "text": text, "ticket": tickets[0], "folder": tmp_path}
+    assert message in fail(*shlex.split(arguments.format(**places)))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "inspect",
+        "nonsense",
+        "mask m -s much -o x",
+        "mask m -s 0.5 -s 0.5 -o x",
+        "mask m -s 0.5 -o x --scope middle",
+        "evaluate m t.safetensors t.safetensors --text x",
+        "evaluate m t.safetensors --text x --context 1",
+        "overlap a b --method cosine",
+        "demo --windows 0",
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: str) -> None:
+    result = run(*arguments.split())
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert "Usage:" in result.stderr
+
+
+def test_debug_raises_what_went_wrong() -> None:
+    result = run("inspect", "absent.safetensors", "--debug")
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_an_unexpected_error_says_so(tickets: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> Mask:
+        raise ZeroDivisionError(f"while reading\n{path}")
+
+    monkeypatch.setattr(Mask, "load", broken)
+    assert fail("inspect", tickets[0]).startswith("error: unexpected ZeroDivisionError: while reading /")
+    assert isinstance(run("inspect", tickets[0], "--debug").exception, ZeroDivisionError)
+
+
+def test_json_has_no_infinity(monkeypatch: pytest.MonkeyPatch, tickets: list[Path]) -> None:
+    monkeypatch.setattr(Mask, "sparsity", property(lambda mask: float("inf")))
+    assert succeed("inspect", tickets[0])["sparsity"] is None
+
+
+def parser_of(name: str) -> Any:
+    return typer.main.get_command(app).commands[name]
+
+
+def test_every_command_is_known() -> None:
+    assert set(typer.main.get_command(app).commands) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_in_the_help_parse(name: str) -> None:
+    heading, *examples = parser_of(name).epilog.split("\n\n")
+    assert heading in ("Example:", "Examples:")
+    assert examples
+    help_text = " ".join(run(name, "--help").stdout.split())
+    for example in examples:
+        program, subcommand, *arguments = shlex.split(example)
+        assert (program, subcommand) == ("lottery-tickets", name)
+        assert example in help_text
+        parser_of(name).make_context(name, arguments)  # raises what is wrong with them
+
+
+def test_help_names_the_exit_codes() -> None:
+    shown = " ".join(run("--help").stdout.split())
+    assert "Exit codes: 0 done, 1 an error" in shown
+    assert "2 wrong usage" in shown
+
+
+# --- A process of its own ---
+
+
+def process(*arguments: object, code: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(["-c", code] if code else ["-m", "lottery_tickets"]), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(lottery_tickets.__file__).parents[1])}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_as_a_process(model: Path, tickets: list[Path], tmp_path: Path) -> None:
+    done = process("apply", model, tickets[0], "-o", tmp_path / "pruned", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["weights_pruned"] == round(0.3 * Mask.load(tickets[0]).numel)
+    again = process("apply", model, tickets[0], "-o", tmp_path / "pruned")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert re.fullmatch(r"error: .*exists already.*\n", again.stderr)
+    traced = process("apply", model, tickets[0], "-o", tmp_path / "pruned", "--debug")
+    assert traced.returncode == 1
+    assert traced.stderr.startswith("Traceback")
+    assert process("apply").returncode == 2
+
+
+def test_version_and_help_load_no_torch() -> None:
+    code = "import sys, lottery_tickets.cli; print({'torch', 'transformers', 'numba'} & sys.modules.keys())"
+    assert process(code=code).stdout == "set()\n"
+    assert process("--version").stdout == "lottery-tickets 0.1.0\n"
+
+
+@pytest.mark.parametrize("name", lottery_tickets.__all__)
+def test_names_of_the_root_are_found_when_they_are_used(name: str) -> None:
+    assert getattr(lottery_tickets, name).__module__.startswith("lottery_tickets.")
+    assert name in dir(lottery_tickets)
+
+
+def test_a_name_the_root_does_not_have() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = lottery_tickets.nothing
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make a package look as if it were not installed."""
+
+    def hide(package: str) -> None:
+        monkeypatch.setitem(sys.modules, package, None)
+
+    return hide
+
+
+def test_a_missing_extra_is_named(model: Path, tmp_path: Path, without: Callable[[str], None]) -> None:
+    without("transformers")
+    assert "pip install 'lottery-tickets[hf]'" in fail("mask", model, "-s", 0.5, "-o", tmp_path / "x")
