@@ -155,7 +155,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "nested use": (
         lambda: nested(net()),
         MaskAppliedError,
-        r"first\.weight: a mask is already applied .* leave that block first, or combine the masks",
+        r"first: a mask is already applied .* leave that block first, or combine the masks",
     ),
     "recurrent layer": (
         lambda: enter(nn.LSTM(2, 2), {"weight_ih_l0": torch.ones(8, 2)}),
@@ -221,12 +221,12 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "NaN weight": (
         lambda: create_magnitude_mask(net_with(float("nan")), 0.5),
         WeightsError,
-        r"found in last\.weight \(1\)\. Repair the weights, or pass nan='prune'",
+        r"found in last\.weight \(1\)\. Repair the weights; where masks are drawn, nan='prune'",
     ),
     "NaN weight, sorted": (
         lambda: create_magnitude_mask(net_with(float("nan")), 0.5, use_histogram=False),
         WeightsError,
-        r"found in last\.weight \(1\)\. Repair the weights, or pass nan='prune'",
+        r"found in last\.weight \(1\)\. Repair the weights; where masks are drawn, nan='prune'",
     ),
     "meta weights": (
         lambda: create_magnitude_mask(meta_net(), 0.5),

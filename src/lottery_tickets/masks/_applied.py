@@ -59,6 +59,7 @@ def applied(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> Iterator[nn.M
         0.0
     """
     ticket = as_mask(mask)
+    _refuse_nesting(model)
     places = places_of(model, parameters_of(model, ticket))
     changes: dict[nn.Module, dict[str, PackedBits]] = {}
     for name, found in places.items():
@@ -247,13 +248,17 @@ def _masked_reader(attribute: str, packed: PackedBits, copies: _Copies) -> Calla
     return read
 
 
+def _refuse_nesting(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if getattr(type(module), _MARK, False):
+            raise MaskAppliedError(
+                f"{name or type(module).__name__}: a mask is already applied to this layer; leave that block "
+                "first, or combine the masks with & and apply the result."
+            )
+
+
 def _check_maskable(name: str, place: Place) -> None:
     module = place.module
-    if getattr(type(module), _MARK, False):
-        raise MaskAppliedError(
-            f"{name}: a mask is already applied to this layer; leave that block first, or combine the masks "
-            "with & and apply the result."
-        )
     if isinstance(module, (nn.RNNBase, torch.jit.ScriptModule)):
         raise MaskAppliedError(
             f"{name}: {type(module).__name__} reads its weights past its attributes, so they cannot be masked "
