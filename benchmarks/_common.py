@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import multiprocessing
@@ -31,6 +32,8 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch_threads": torch.get_num_threads(),
+        # Well above torch_threads means that others computed too, and that seconds are not to be trusted.
+        "load_average": list(os.getloadavg()),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {package: _version(package) for package in PACKAGES},
     }
@@ -91,6 +94,7 @@ def write_results(name: str, results: Mapping[str, Any]) -> Path:
 def _measure(sender: Any, prepare: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
     work = prepare(*arguments)
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free but still held would be reused and not be seen
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
     before = _status("VmHWM")
     work()

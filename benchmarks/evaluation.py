@@ -132,6 +132,7 @@ def measure(windows: int, repeats: int) -> dict[str, Any]:
         "seconds": seconds,
         "median_seconds": typical,
         "time_ratio": typical["ticket"] / typical["dense"],
+        "slowest_over_fastest": {name: max(values) / min(values) for name, values in seconds.items()},
         "time_bar": TIME_BAR,
         "peak_bytes": peaks,
         "extra_bytes": peaks["ticket"] - peaks["dense"],
@@ -162,6 +163,8 @@ def table(results: dict[str, Any]) -> Table:
         f"{results['extra_bytes'] / MIB:+.0f} MiB",
         f"+{results['allowed_extra_bytes'] / MIB:.0f} MiB",
     )
+    spread = results["slowest_over_fastest"]
+    shown.add_row("  slowest / fastest round", f"{spread['dense']:.2f}", f"{spread['ticket']:.2f}", "", "")
     shown.add_row("weights bit-identical", "", str(results["bit_identical"]), "", "True")
     shown.add_row("  after an exception", "", str(results["bit_identical_after_exception"]), "", "True")
     return shown

@@ -495,3 +495,35 @@ def test_memory_is_a_layer_not_the_model() -> None:
     extra, layer, model = map(int, done.stdout.split())
     assert extra < 2 * layer + (16 << 20)
     assert model > 4 * extra  # so that a copy of the model would be seen
+
+
+# ---------------------------------------------------------------- where a ratio has no meaning
+
+
+def test_retention_without_a_dense_accuracy_is_none(trained: nn.Module, batches: list[Pair]) -> None:
+    with torch.no_grad():
+        wrong = (copy.deepcopy(trained).eval()(batches[0][0]).argmax(-1) + 1) % 10
+    quality = compute_lottery_ticket_quality(
+        trained, create_magnitude_mask(trained, 0.5), [(batches[0][0], wrong)]
+    )
+    assert quality["baseline"]["accuracy"] == 0.0
+    assert quality["retention_metric"] == "accuracy"
+    assert quality["performance_retention"] is quality["quality_score"] is None
+
+
+def test_a_perplexity_beyond_floats_is_infinite() -> None:
+    class Certain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Linear(1, 1, bias=False)
+            nn.init.constant_(self.scale.weight, 1e4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.scale(F.one_hot(x, 5).float()[..., None])[..., 0]
+
+    tokens = torch.tensor([[0, 1, 2]])
+    model = Certain()
+    quality = compute_lottery_ticket_quality(model, Mask.ones_like(model), [(tokens, (tokens + 1) % 5)])
+    assert quality["loss"] == pytest.approx(1e4)
+    assert quality["perplexity"] == quality["baseline"]["perplexity"] == math.inf
+    assert quality["performance_retention"] == 1.0

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from lottery_tickets._losses import BatchLoss, total
+from lottery_tickets._batches import BatchLoss, total
 from lottery_tickets._statistics import Interval, ratio_interval
 from lottery_tickets.errors import EvaluationError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -32,6 +33,8 @@ __all__ = [
     "compute_lottery_ticket_qualities",
     "compute_lottery_ticket_quality",
 ]
+
+_log = logging.getLogger(__name__)
 
 Nonfinite = Literal["raise", "skip"]
 
@@ -224,6 +227,7 @@ def _measure(runs: Sequence[_Run], model: nn.Module, dataloader: Any, options: _
                     f"Batch {number}: the loss of {run.whose} is {part.mean}. "
                     "nonfinite='skip' leaves such batches out."
                 )
+            _log.debug("batch %d, %s: loss %g over %d units", number, run.whose, part.mean, part.units)
             run.losses.append(part)
     if not runs[0].losses:
         raise EvaluationError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Literal, TypedDict, get_args, overload
 
 import torch
@@ -25,6 +27,8 @@ from lottery_tickets.sparsity import (
     removals_by_weight,
     removed_count,
 )
+
+_log = logging.getLogger(__name__)
 
 Scope = Literal["global", "layer"]
 
@@ -270,7 +274,10 @@ def _draw(
         for found, drawn in zip(bits, _bits_of_group(group, removals, min_density, make), strict=True):
             found.update(drawn)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return [Mask.from_packed(found, shapes) for found in bits]
+    masks = [Mask.from_packed(found, shapes) for found in bits]
+    for mask in masks:
+        _log.info("drawn by magnitude, scope %s: %r", scope, mask)
+    return masks
 
 
 def _bits_of_group(
@@ -309,7 +316,7 @@ def _importance(tensors: Mapping[str, torch.Tensor], given: Mapping[str, float])
                 f"layer_importance_weights: no prunable layer is called {layer!r}; names look like "
                 f"{next(iter(tensors), 'nothing')!r}."
             )
-        if not (math.isfinite(weight) and weight > 0):
+        if not (isinstance(weight, Real) and math.isfinite(weight) and weight > 0):
             raise SparsityError(
                 f"layer_importance_weights[{layer!r}]: expected a positive number, got {weight!r}."
             )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from safetensors.numpy import save_file
 from lottery_tickets import Mask, _atomic
 from lottery_tickets.errors import MaskFileError
 from lottery_tickets.masks import _files
+from processes import run_python
 
 MASK = Mask.from_tensors(
     {
@@ -133,7 +132,7 @@ def test_any_safetensors_reader_can_open_it(path):
         "    bits = np.unpackbits(file.get_tensor('conv.weight'), count=np.prod(shape), bitorder='little')\n"
         "print(np.flatnonzero(bits).tolist())"
     )
-    printed = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout
+    printed = run_python(code, path)
     assert json.loads(printed) == list(range(0, 150, 3))
 
 

@@ -77,12 +77,14 @@ def test_keys_order_as_magnitudes_do(dtype, nan_first):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 16, 128])
-def test_blocks_in_flight_stay_within_the_scratch_memory(threads, monkeypatch):
+@pytest.mark.parametrize("buffers", [2, 16])
+def test_blocks_in_flight_stay_within_the_scratch_memory(threads, buffers, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for dtype in DTYPES:
-        size = _blocks.block_size(dtype)
+        size = _blocks.block_size(dtype, buffers)
+        together = threads * buffers * dtype.itemsize
         assert size % 64 == 0
-        assert threads * 2 * size * dtype.itemsize <= max(32 << 20, threads * 2 * (1 << 14) * dtype.itemsize)
+        assert together * size <= max(32 << 20, together * (1 << 14))
 
 
 def test_for_each_keeps_the_order_and_passes_errors_on():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,8 @@ from tqdm import tqdm
 from lottery_tickets._atomic import creating_folder
 from lottery_tickets.errors import CheckpointError, MaskMismatchError
 from lottery_tickets.masks import PackedBits, as_mask
+
+_log = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -202,6 +205,7 @@ def prune_checkpoint(
             for shard in tqdm(checkpoint.shards, "pruning shards", disable=not progress, delay=2):
                 shutil.copyfile(checkpoint.folder / shard, temporary / shard)
                 _prune_shard(temporary / shard, shard, checkpoint, bits)
+                _log.info("pruned %s", shard)
     except FileExistsError as error:
         raise CheckpointError(f"{error}; nothing is overwritten: name another folder or remove it.") from error
     return PrunedCheckpoint(

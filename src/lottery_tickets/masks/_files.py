@@ -7,6 +7,7 @@ bit. The header's metadata holds the keys of `_RESERVED` and whatever the caller
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from lottery_tickets._atomic import replacing
 from lottery_tickets.errors import MaskFileError
 from lottery_tickets.masks import _bits
 from lottery_tickets.masks._bits import PackedBits
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "lottery_tickets.mask"
 FORMAT_VERSION = "1"
@@ -63,6 +66,7 @@ def write(
     }
     with replacing(path) as temporary:
         save_file(dict(packed), temporary, metadata=header)
+    _log.info("wrote %s: sparsity %s, digest %s", path, header["sparsity"], digest)
 
 
 def read(
@@ -91,6 +95,7 @@ def check_digest(path: str | os.PathLike[str], *, expected: str, found: str) -> 
         raise MaskFileError(
             f"{path}: wrong digest: the file says {expected}, its bits give {found}; it was changed or damaged."
         )
+    _log.info("read %s: digest %s", path, found)
 
 
 def _checked_header(path: str | os.PathLike[str], header: Mapping[str, str] | None) -> dict[str, str]:

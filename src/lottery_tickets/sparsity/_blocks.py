@@ -30,6 +30,10 @@ WORD = 64
 
 # What the blocks in flight may take together, whatever the number of threads.
 _SCRATCH_BYTES = 32 << 20
+# Buffers as large as a block that are alive at one time, where weights lie contiguous and where they are gathered:
+# there each conversion makes one, and the allocator keeps some of those it gets back.
+_BUFFERS_READ = 2
+_BUFFERS_GATHERED = 16
 _LARGEST_BLOCK = 1 << 21
 _SMALLEST_BLOCK = 1 << 14
 _RUN = 32
@@ -76,10 +80,11 @@ class Weights:
         self._nan_first = nan_first
         self._flat = tuple(self.tensors.values())
         self._views = [self._without_copy(tensor) for tensor in self._flat]
-        size = block_size(self.dtype)
+        read, gathered = block_size(self.dtype, _BUFFERS_READ), block_size(self.dtype, _BUFFERS_GATHERED)
+        sizes = [gathered if view is None else read for view in self._views]
         self.blocks = [
             Block(index, start, min(start + size, tensor.numel()))
-            for index, tensor in enumerate(self._flat)
+            for index, (tensor, size) in enumerate(zip(self._flat, sizes, strict=True))
             for start in range(0, tensor.numel(), size)
         ]
 
@@ -167,9 +172,9 @@ def pattern_of(value: float, dtype: torch.dtype) -> int:
     return int(torch.tensor(abs(value), dtype=dtype).view(INTEGERS[dtype]).item())
 
 
-def block_size(dtype: torch.dtype) -> int:
-    """Weights per block, so that two buffers a thread stay within the scratch memory."""
-    fitting = _SCRATCH_BYTES // (2 * dtype.itemsize * torch.get_num_threads())
+def block_size(dtype: torch.dtype, buffers: int) -> int:
+    """Weights per block, so that this many buffers a thread stay within the scratch memory."""
+    fitting = _SCRATCH_BYTES // (buffers * dtype.itemsize * torch.get_num_threads())
     return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, fitting)) // WORD * WORD
 
 

@@ -12,6 +12,7 @@ first. Blocks are counted separately, so each knows how many of its ties go, and
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from lottery_tickets.sparsity._blocks import (
     refuse_nan,
 )
 from lottery_tickets.sparsity._counting import Bracketed, Counts
+
+_log = logging.getLogger(__name__)
 
 Reduce = Callable[[Counts], Counts]
 _R = TypeVar("_R")
@@ -131,8 +134,10 @@ class Selection:
         drawn = sorted({rank for rank in ranks if rank > 0})
         lines = {0: self._line_below_all()}
         if len(drawn) == 1 and (line := self._line_by_bracket(drawn[0])) is not None:
+            _log.debug("%d weights: a sampled bracket holds rank %d", self.numel, drawn[0])
             lines[drawn[0]] = line
         elif drawn:
+            _log.debug("%d weights: histograms for %d ranks", self.numel, len(drawn))
             lines |= self._lines_by_radix(drawn)
         return [lines[rank] for rank in ranks]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lottery_tickets import _conventions as conventions
-from lottery_tickets._losses import IGNORED
+from lottery_tickets._batches import _conventions as conventions
+from lottery_tickets._batches._losses import IGNORED
 from lottery_tickets.errors import BatchError
 
 

@@ -18,9 +18,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from lottery_tickets import _conventions as conventions
-from lottery_tickets._calls import Output, Request, call, described, is_pair, request_of, with_decoder_inputs
-from lottery_tickets._losses import (
+from lottery_tickets._batches import _conventions as conventions
+from lottery_tickets._batches._calls import (
+    Output,
+    Request,
+    call,
+    described,
+    is_pair,
+    request_of,
+    with_decoder_inputs,
+)
+from lottery_tickets._batches._losses import (
     IGNORED,
     BatchLoss,
     class_loss,
@@ -32,18 +40,6 @@ from lottery_tickets._losses import (
     total,
 )
 from lottery_tickets.errors import BatchError, EvaluationError
-
-__all__ = [
-    "BatchLoss",
-    "LossFunction",
-    "Precision",
-    "batches_of",
-    "check_precision",
-    "evaluating",
-    "measure",
-    "measure_mean",
-    "total",
-]
 
 Precision = Literal["high", "fast"]
 LossFunction = Callable[[Any, Any], torch.Tensor]
@@ -84,19 +80,18 @@ def measure(
     """
     request = request_of(model, batch)
     base = conventions.unwrapped(model)
-    convention = conventions.convention_of(base)
+    convention, high = conventions.convention_of(base), precision == "high"
     if loss_fn is not None:
         return _loss_by(loss_fn, call(model, with_decoder_inputs(base, convention, request)), request)
     if request.labels is None:
-        return _loss_without_labels(model, base, request, high=precision == "high")
+        return _loss_without_labels(model, base, request, high=high)
     if request.aligned:
-        output = call(model, request)
-        return class_loss(output.logits_for(request), request.labels, high=precision == "high", tokens=True)
+        logits = _fitting(call(model, request).logits_for(request), request.labels)
+        return class_loss(logits, request.labels, high=high, tokens=True)
     if convention == "own":
-        return _own_loss(model, base, request, high=precision == "high")
-    output = call(model, with_decoder_inputs(base, convention, request))
-    logits = output.logits_for(request)
-    return _conventional_loss(convention, base, logits, request, high=precision == "high")
+        return _own_loss(model, base, request, high=high)
+    logits = call(model, with_decoder_inputs(base, convention, request)).logits_for(request)
+    return _conventional_loss(convention, base, logits, request, high=high)
 
 
 def measure_mean(
@@ -125,8 +120,8 @@ def measure_mean(
 def batches_of(batch_or_loader: Any) -> Iterable[Any]:
     """A dataloader as it is, a single batch as a dataloader of one.
 
-    A mapping is a batch; so is a tuple or list of two that starts with a tensor, or with a mapping or tensors and
-    ends with a tensor. Anything else that can be iterated is a dataloader.
+    A mapping is a batch, and so is a tuple or list of two whose second is a tensor and whose first is a tensor, a
+    mapping or several tensors. Anything else that can be iterated is a dataloader.
 
     Raises:
         BatchError: Neither.
@@ -157,7 +152,7 @@ def _conventional_loss(
             return regression_loss(logits, labels)
         if kind == "multi_label_classification":
             return multi_label_loss(logits, labels, high=high)
-        return class_loss(_fitting(logits, labels.view(-1)), labels.view(-1), high=high)
+        return class_loss(_fitting(logits, labels.flatten()), labels.flatten(), high=high)
     if convention == "decoder":
         labels = _without_padding(labels, request.kwargs.get("decoder_attention_mask"))
         return class_loss(_fitting(logits, labels), labels, high=high, tokens=True)
@@ -190,10 +185,9 @@ def _own_loss(model: nn.Module, base: nn.Module, request: Request, *, high: bool
         output = call(model, request, labels=labels)
         if output.loss is not None:
             part = _scaled(output.loss, _units(labels, request), request)
-            classes = labels.dim() == 1 and not labels.is_floating_point() and output.logits is not None
-            if classes and output.logits is not None and output.logits.dim() == 2:
-                found = class_loss(_fitting(output.logits, labels), labels, high=high)
-                return replace(part, correct=found.correct)
+            logits, classes = output.logits, labels.dim() == 1 and not labels.is_floating_point()
+            if classes and logits is not None and logits.dim() == 2:
+                return replace(part, correct=class_loss(_fitting(logits, labels), labels, high=high).correct)
             return replace(part, tokens=conventions.is_causal_language_model(base))
     else:
         output = call(model, request)

@@ -1,0 +1,131 @@
+"""Render docs/measurements.md from benchmarks/results/.
+
+    python benchmarks/tables.py
+
+The tests hold the page against the results, so no figure in it stands anywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "measurements.md"
+MIB = 1 << 20
+GIB = 1 << 30
+
+Results = dict[str, Any]
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    selection, evaluation = (load(name) for name in ("selection", "evaluation"))
+    return f"""# Measurements
+
+Written by `python benchmarks/tables.py` from `benchmarks/results/`, which `make bench` fills. Ratios travel
+between machines better than seconds do.
+
+## From weights to mask
+
+`create_magnitude_mask` at sparsity {selection["sparsity"]}, from weights over a hundred tensors to the finished
+mask, against what a user would pick instead; the peers below the first only find a threshold. The unit of time is
+one parallel read pass over the same bytes in the same process; times are medians of interleaved runs. Memory is
+what the resident set rises above the weights, each figure from a process of its own; the peers' at the smallest
+size.
+
+{selection_table(selection)}
+
+Ours rises by at most N / 8 bytes and a constant: {memory_line(selection)}.
+
+{machine_line(selection)}
+
+## Judging a ticket
+
+`compute_lottery_ticket_quality` of a ticket of {evaluation["model"]} at sparsity {evaluation["sparsity"]}, the
+dense loss being known, against the plain loop of the dense model over the same {evaluation["windows"]} windows of
+{evaluation["context"]} tokens.
+
+{evaluation_table(evaluation)}
+
+{machine_line(evaluation)}
+"""
+
+
+def selection_table(results: Results) -> str:
+    """Time and memory of every method, by size and data type."""
+    lines = [
+        "| weights | dtype | method | seconds | read passes | times ours | extra bytes a weight |",
+        "| ---: | --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in results["rows"]:
+        seconds = row["median_seconds"]
+        read, ours = list(seconds.values())[:2]
+        for name in seconds:
+            peak = row["peak_bytes"].get(name)
+            cells = [
+                row["size"],
+                row["dtype"],
+                name,
+                f"{seconds[name]:.3f}",
+                f"{seconds[name] / read:.1f}",
+                f"{seconds[name] / ours:.1f}",
+                "" if peak is None else f"{peak / row['numel']:.2f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        for name, needed in row["bytes_that_do_not_fit"].items():
+            lines.append(f"| {row['size']} | {row['dtype']} | {name} | needs {needed / GIB:.0f} GiB | | | |")
+    return "\n".join(lines)
+
+
+def memory_line(results: Results) -> str:
+    """What ours took beside what it may take, at every size."""
+    return "; ".join(
+        f"{row['peak_bytes']['create_magnitude_mask'] / MIB:.0f} MiB for {row['size']} in {row['dtype']} "
+        f"(N / 8 + 64 MiB is {row['allowed_peak_bytes'] / MIB:.0f})"
+        for row in results["rows"]
+    )
+
+
+def evaluation_table(results: Results) -> str:
+    """Time and memory beside the bars."""
+    seconds, peaks, ratio = results["median_seconds"], results["peak_bytes"], results["time_ratio"]
+    return "\n".join(
+        [
+            "| | dense loop | ticket quality | against dense | at most |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            f"| median time | {seconds['dense']:.2f} s | {seconds['ticket']:.2f} s | x {ratio:.3f} "
+            f"| x {results['time_bar']} |",
+            f"| peak memory above the model | {peaks['dense'] / MIB:.0f} MiB | {peaks['ticket'] / MIB:.0f} MiB "
+            f"| {results['extra_bytes'] / MIB:+.0f} MiB | +{results['allowed_extra_bytes'] / MIB:.0f} MiB |",
+            f"| weights bit-identical afterwards | | {yes(results['bit_identical'])} | | |",
+            f"| after an exception inside | | {yes(results['bit_identical_after_exception'])} | | |",
+        ]
+    )
+
+
+def machine_line(results: Results) -> str:
+    """Where and with what it was measured."""
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    return (
+        f"{results['date'][:10]}, {machine['processor']}, {machine['torch_threads']} threads, "
+        f"{machine['memory_bytes'] / GIB:.0f} GiB, Python {machine['python']}, {versions}."
+    )
+
+
+def yes(value: bool) -> str:
+    """A word for a truth value."""
+    return "yes" if value else "no"
+
+
+def load(name: str) -> Results:
+    """One benchmark's results."""
+    results: Results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return results
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)

@@ -1,0 +1,39 @@
+"""Documents say what was measured, and speak of what there is."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+import lottery_tickets
+
+ROOT = Path(__file__).parents[1]
+AROUND = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def test_measurements_are_those_of_the_result_files():
+    page = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["page"]
+    assert (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8") == page()
+
+
+@pytest.mark.parametrize("page", AROUND + PAGES, ids=lambda page: page.name)
+def test_links_between_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_every_page_is_in_the_readme_and_in_the_navigation():
+    readme, navigation = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "mkdocs.yml"))
+    for page in PAGES:
+        assert page.name in navigation
+        assert page.name == "index.md" or f"docs/{page.name}" in readme
+
+
+def test_every_promised_function_is_in_the_changelog():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert [name for name in lottery_tickets.__all__ if name[0].islower() and f"`{name}`" not in changes] == []
