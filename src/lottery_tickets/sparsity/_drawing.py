@@ -108,7 +108,7 @@ class Rule:
         _check_known("scope", self.scope, get_args(Scope))
         _check_known("pattern_remainder", self.pattern_remainder, get_args(PatternRemainder))
         if self.allocation is not None and not isinstance(self.allocation, Mapping):
-            _check_known("allocation", self.allocation, get_args(NamedAllocation), "or a dict {glob: sparsity}")
+            _check_known("allocation", self.allocation, get_args(NamedAllocation), "a dict {glob: sparsity}")
         if self.min_density is not None:
             check_sparsity(self.min_density, "min_density")
         _check_positive("owl_threshold", self.owl_threshold)
@@ -318,10 +318,10 @@ def _check_summable(ranked: Ranked, allocation: str) -> None:
         )
 
 
-def _check_known(name: str, value: object, known: Sequence[str], also: str = "") -> None:
+def _check_known(name: str, value: object, known: Sequence[str], also: str | None = None) -> None:
     if value not in known:
-        listed = ", ".join(repr(one) for one in known)
-        raise SparsityError(f"{name} is one of {listed}{' ' + also if also else ''}; got {value!r}.")
+        *first, last = [*map(repr, known), *([also] if also else [])]
+        raise SparsityError(f"{name} is {', '.join(first)} or {last}, got {value!r}.")
 
 
 def _check_positive(name: str, value: float) -> None:
