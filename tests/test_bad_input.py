@@ -276,7 +276,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "scores of another shape": (
         lambda: create_importance_mask(whole(last=torch.ones(4, 3)), 0.5, model=net()),
         MaskMismatchError,
-        r"last\.weight: mask \(4, 3\), parameter \(3, 4\)",
+        r"last\.weight: scores \(4, 3\), parameter \(3, 4\)",
     ),
     "scores to keep the best of": (
         lambda: create_importance_mask(whole(), 0.5, keep="best"),

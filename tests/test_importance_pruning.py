@@ -282,8 +282,17 @@ def test_the_model_tells_which_scores_there_must_be():
         create_importance_mask({"1.weight": scores["1.weight"]}, 0.5, model=model)
     with pytest.raises(MaskMismatchError, match=r"2\.weight: the model has no such parameter"):
         create_importance_mask(scores | {"2.weight": torch.rand(2)}, 0.5, model=model)
-    with pytest.raises(MaskMismatchError, match=r"1\.weight: mask \(3, 2\), parameter \(2, 3\)"):
+    with pytest.raises(MaskMismatchError, match=r"1\.weight: scores \(3, 2\), parameter \(2, 3\)"):
         create_importance_mask(scores | {"1.weight": torch.rand(3, 2)}, 0.5, model=model)
+
+
+def test_tied_weights_are_scored_under_their_canonical_name():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    scores = {"0.weight": torch.rand(3, 3)}
+    assert list(create_importance_mask(scores, 0.5, model=model)) == ["0.weight"]
+    with pytest.raises(MaskMismatchError, match=r"1\.weight: tied to 0\.weight, which is the name to use"):
+        create_importance_mask(scores | {"1.weight": torch.rand(3, 3)}, 0.5, model=model)
 
 
 def test_names_are_chosen_among_a_models():
