@@ -10,7 +10,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,9 +55,9 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> 
     return seconds
 
 
-def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+def medians(runs: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Median of each."""
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: statistics.median(values) for name, values in runs.items()}
 
 
 def peak_bytes_in_fresh_process(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> int:

@@ -100,7 +100,7 @@ def memory_table(results: Results) -> str:
 
 def evaluation_table(results: Results) -> str:
     """Time and memory beside the bars."""
-    seconds, peaks, ratio = results["median_seconds"], results["peak_bytes"], results["time_ratio"]
+    seconds, peaks, ratio = results["median_seconds"], results["median_peak_bytes"], results["time_ratio"]
     return "\n".join(
         [
             "| | dense loop | ticket quality | against dense | at most |",
