@@ -7,6 +7,7 @@ from lottery_tickets.masks._parameters import (
     Patterns,
     parameter_aliases,
     parameters_of,
+    places_of,
     prunable_parameters,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "packed_size",
     "parameter_aliases",
     "parameters_of",
+    "places_of",
     "prunable_parameters",
     "remove_mask",
     "unpack_range",
