@@ -145,21 +145,25 @@ def labelled_texts() -> Batches:
 def class_losses(model: nn.Module, batch: Any) -> Iterator[torch.Tensor]:
     """Of one sample after the other."""
     for x, y in zip(*batch, strict=True):
-        yield F.cross_entropy(model(x[None]), y[None])
+        yield F.cross_entropy(_wide(model(x[None])), y[None])
 
 
 def text_losses(model: nn.Module, batch: Any) -> Iterator[torch.Tensor]:
     """Of one sequence after the other, the padding cut off: the mean over its tokens."""
     for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         ids = row[: int(mask.sum())][None]
-        logits = model(input_ids=ids, use_cache=False).logits
+        logits = _wide(model(input_ids=ids, use_cache=False).logits)
         yield F.cross_entropy(logits[0, :-1], ids[0, 1:])
 
 
 def labelled_losses(model: nn.Module, batch: Any) -> Iterator[torch.Tensor]:
     for row, mask, label in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
         ids = row[: int(mask.sum())][None]
-        yield F.cross_entropy(model(input_ids=ids).logits, label[None])
+        yield F.cross_entropy(_wide(model(input_ids=ids).logits), label[None])
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
 def gradients(
@@ -181,6 +185,55 @@ def gradients(
     for module, mode in modes:
         module.training = mode
     return found
+
+
+def layer_gradients(
+    model: nn.Module, parameters: dict[str, nn.Parameter], batches: Batches, losses: Losses
+) -> list[dict[str, torch.Tensor]]:
+    """Of each sample's loss, float64, from each layer's input and output gradient as the model computed them."""
+    names = {id(one): name for name, one in parameters.items()}
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # would put its own output in the place of the layer's
+    found = []
+    for batch in batches:
+        for sample in range(rows(batch)):
+            seen: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
+            handles = [
+                module.register_forward_hook(
+                    lambda layer, args, out, seen=seen: seen.append((layer, args[0], out))
+                )
+                for module in model.modules()
+                if id(getattr(module, "weight", None)) in names
+            ]
+            (loss,) = losses(model, row(batch, sample))
+            for handle in handles:
+                handle.remove()
+            above = torch.autograd.grad(loss, [out for _, _, out in seen])
+            total: dict[str, torch.Tensor] = {}
+            for (layer, x, out), gradient in zip(seen, above, strict=True):
+                wide = copy.deepcopy(layer).double()
+                made = wide(x.detach().double())
+                assert made.shape == out.shape
+                total[names[id(layer.weight)]] = torch.autograd.grad(made, wide.weight, gradient.double())[0]
+            found.append(total)
+    return found
+
+
+def rows(batch: Any) -> int:
+    return len(batch["input_ids"]) if isinstance(batch, dict) else len(batch[1])
+
+
+def row(batch: Any, index: int) -> Any:
+    """One sample of a batch, as a batch; of a padded text, what is not padding."""
+    if not isinstance(batch, dict):
+        return tuple(one[index : index + 1] for one in batch)
+    length = int(batch["attention_mask"][index].sum())
+    return {
+        name: one[index : index + 1, :length] if one.dim() > 1 else one[index : index + 1]
+        for name, one in batch.items()
+    }
 
 
 def grasp(
