@@ -3,8 +3,8 @@
     python benchmarks/evaluation.py [--quick]
 
 Both see the same 512-token windows in float32. The text begins at its middle: the model has its opening by heart.
-Time is interleaved medians; memory is the peak above the loaded model, medians of fresh processes. Bars: at most 1.15
-times the dense loop's time; at most the packed mask, two of the largest prunable tensors and 64 MiB above its
+Time is interleaved medians; memory is the peak above the loaded model, medians of fresh processes. Bars: at most
+1.15 times the dense loop's time; at most the packed mask, two of the largest prunable tensors and 64 MiB above its
 memory; the weights bit for bit what they were, after an exception too.
 """
 

@@ -1,5 +1,6 @@
 """A batch of any usual form and a model, to a loss sum and what it is a sum over."""
 
+from lottery_tickets._batches._calls import samples_of, size_of
 from lottery_tickets._batches._losses import BatchLoss, total
 from lottery_tickets._batches._measure import (
     LossFunction,
@@ -7,18 +8,26 @@ from lottery_tickets._batches._measure import (
     batches_of,
     check_precision,
     evaluating,
+    kept_positions,
     measure,
     measure_mean,
+    run,
 )
+from lottery_tickets._batches._units import SampleLosses
 
 __all__ = [
     "BatchLoss",
     "LossFunction",
     "Precision",
+    "SampleLosses",
     "batches_of",
     "check_precision",
     "evaluating",
+    "kept_positions",
     "measure",
     "measure_mean",
+    "run",
+    "samples_of",
+    "size_of",
     "total",
 ]
