@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import multiprocessing
@@ -93,6 +94,7 @@ def write_results(name: str, results: Mapping[str, Any]) -> Path:
 def _measure(sender: Any, prepare: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
     work = prepare(*arguments)
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free but still held would be reused and not be seen
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
     before = _status("VmHWM")
     work()

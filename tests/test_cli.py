@@ -228,8 +228,8 @@ def test_evaluate_shows_a_row_for_each_model(model: Path, tickets: list[Path], t
     shown = run("evaluate", model, *tickets, "--text", text, "--context", 32, "--max-windows", 3)
     assert shown.exit_code == 0, shown.stderr
     assert "3 windows of 32 tokens" in " ".join(shown.stdout.split())
-    assert re.search(r"dense .*\[", shown.stdout)
-    assert len(re.findall(r"magnitude-0\.[36]", shown.stdout)) == 2
+    assert re.search(r"dense +0 +[\d.]+ +1 *\n +\[", shown.stdout), shown.stdout
+    assert len(re.findall(r" 0\.[36]00 ", shown.stdout)) == 2, shown.stdout  # the sparsities
     assert "evaluating 3 models on 3 windows" in shown.stderr
 
 

@@ -218,37 +218,37 @@ def _qualities(
 
 def _measure(runs: Sequence[_Run], model: nn.Module, dataloader: Any, options: _Options) -> None:
     """Every run on every batch, batch by batch."""
-    for number, batch in enumerate(_limited(batches_of(dataloader), options)):
-        for run in runs:
-            with nullcontext() if run.mask is None else applied(model, run.mask):
-                part = measure(model, batch, precision=options.precision, loss_fn=options.loss_fn)
-            if options.nonfinite == "raise" and not math.isfinite(part.loss_sum):
-                raise EvaluationError(
-                    f"Batch {number}: the loss of {run.whose} is {part.mean}. "
-                    "nonfinite='skip' leaves such batches out."
-                )
-            _log.debug("batch %d, %s: loss %g over %d units", number, run.whose, part.mean, part.units)
-            run.losses.append(part)
+    batches = batches_of(dataloader)
+    count = _count(batches, options.max_batches)
+    with tqdm(total=count and count * len(runs), desc="evaluating", delay=2, disable=not options.progress) as bar:
+        for number, batch in enumerate(islice(batches, options.max_batches)):
+            for run in runs:
+                run.losses.append(_measure_batch(run, model, number, batch, options))
+                bar.update()
     if not runs[0].losses:
         raise EvaluationError(
             "The dataloader gave no batches; one that can be iterated only once may be spent already."
         )
 
 
-def _limited(batches: Iterable[Any], options: _Options) -> Iterator[Any]:
+def _measure_batch(run: _Run, model: nn.Module, number: int, batch: Any, options: _Options) -> BatchLoss:
+    with nullcontext() if run.mask is None else applied(model, run.mask):
+        part = measure(model, batch, precision=options.precision, loss_fn=options.loss_fn)
+    _log.debug("batch %d, %s: loss %g over %d units", number, run.whose, part.mean, part.units)
+    if options.nonfinite == "raise" and not math.isfinite(part.loss_sum):
+        raise EvaluationError(
+            f"Batch {number}: the loss of {run.whose} is {part.mean}. nonfinite='skip' leaves such batches out."
+        )
+    return part
+
+
+def _count(batches: Iterable[Any], most: int | None) -> int | None:
+    """How many batches will come, where that is known."""
     try:
         length: int | None = len(batches)  # type: ignore[arg-type]
     except TypeError:
         length = None
-    limits = [limit for limit in (length, options.max_batches) if limit is not None]
-    bar = tqdm(
-        islice(batches, options.max_batches),
-        total=min(limits, default=None),
-        desc="evaluating",
-        delay=2,
-        disable=not options.progress,
-    )
-    yield from bar
+    return min((limit for limit in (length, most) if limit is not None), default=None)
 
 
 @contextmanager

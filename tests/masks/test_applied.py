@@ -429,12 +429,23 @@ def test_nested_use_is_an_error_and_the_outer_mask_stays():
     model, mask, inputs = made("linear")
     expected, inverted = oracle_call(model, mask, inputs), oracle_call(model, ~mask, inputs)
     with applied(model, mask):
-        message = r"0\.weight: .* already applied .* leave that block first"
+        message = r"0: .* already applied .* leave that block first"
         with pytest.raises(MaskAppliedError, match=message), applied(model, ~mask):
             pass
         assert torch.equal(model(inputs), expected)
     with applied(model, ~mask):
         assert torch.equal(model(inputs), inverted)
+
+
+def test_nested_use_over_other_layers_is_an_error_too():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    first, second = ({f"{layer}.weight": torch.zeros(2, 2)} for layer in (0, 1))
+    with (
+        applied(model, first),
+        pytest.raises(MaskAppliedError, match=r"0: .* already applied"),
+        applied(model, second),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("make", [nn.RNN, nn.LSTM, nn.GRU])

@@ -330,3 +330,13 @@ def test_a_folder_is_no_ticket(tmp_path):
 def test_a_missing_file_is_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         Mask.load(tmp_path / "nothing")
+
+
+def test_equal_tickets_give_equal_files(tmp_path):
+    mask = Mask.from_tensors({f"layer.{index}": torch.arange(index) % 2 for index in range(5)})
+    metadata = {key: f'{key} \u00e9 " \\ \n \x01' for key in "abcdefgh"}
+    for name in ("one", "two", "three"):
+        mask.save(tmp_path / name, metadata=metadata)
+    one, two, three = ((tmp_path / name).read_bytes() for name in ("one", "two", "three"))
+    assert one == two == three
+    assert dict(Mask.load(tmp_path / "one").metadata) == metadata

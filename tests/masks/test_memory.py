@@ -9,16 +9,15 @@ from processes import PEAK, run_python
 MEASURE = (
     PEAK
     + """
-import sys, torch
+import sys, numpy as np, torch
 from lottery_tickets import Mask, applied, apply_mask
 torch.set_num_threads(2)
 dtype, step = getattr(torch, sys.argv[1]), sys.argv[2]
 width, depth = 2048, 24
 largest = width * width * dtype.itemsize
 model = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False, dtype=dtype) for _ in range(depth)))
-mask = Mask.random_like(Mask.from_packed(
-    {f"{i}.weight": __import__("numpy").full(width * width // 8, 0x55, "uint8") for i in range(depth)},
-    {f"{i}.weight": torch.Size([width, width]) for i in range(depth)}), seed=0)
+bits = {f"{i}.weight": np.full(width * width // 8, 0x55, np.uint8) for i in range(depth)}
+mask = Mask.from_packed(bits, {name: torch.Size([width, width]) for name in bits})
 packed = mask.numel // 8
 inputs = torch.randn(4, width, dtype=dtype)
 

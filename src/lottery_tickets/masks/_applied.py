@@ -19,6 +19,7 @@ from torch import nn
 from lottery_tickets.errors import MaskAppliedError, MaskMismatchError
 from lottery_tickets.masks import _bits
 from lottery_tickets.masks._bits import PackedBits
+from lottery_tickets.masks._buffers import Buffers
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import Place, parameters_of, places_of
 
@@ -58,6 +59,7 @@ def applied(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> Iterator[nn.M
         0.0
     """
     ticket = as_mask(mask)
+    _refuse_nesting(model)
     places = places_of(model, parameters_of(model, ticket))
     changes: dict[nn.Module, dict[str, PackedBits]] = {}
     for name, found in places.items():
@@ -157,6 +159,7 @@ def remove_mask(
 class _Recipe(NamedTuple):
     """How to make a masked copy again in the backward pass."""
 
+    copies: _Copies
     weight: torch.Tensor
     packed: PackedBits
     version: int
@@ -170,19 +173,21 @@ class _Recipe(NamedTuple):
                 "A masked weight was modified in place between the forward and the backward pass; "
                 "step the optimizer after backward()."
             )
-        return _masked_copy(self.weight, self.packed).as_strided(self.size, self.stride, self.offset)
+        masked = _masked_copy(self.weight, self.packed, self.copies.buffers)
+        return masked.as_strided(self.size, self.stride, self.offset)
 
 
 class _Copies:
     """The masked copies that are alive, so that autograd saves their recipes and not their memory."""
 
     def __init__(self) -> None:
+        self.buffers = Buffers()
         self._alive: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor, PackedBits]] = {}
 
     def make(self, weight: torch.Tensor, packed: PackedBits) -> torch.Tensor:
         if not (torch.is_grad_enabled() and weight.requires_grad):
-            return _masked_copy(weight.detach(), packed)
-        masked: torch.Tensor = _MaskedWeight.apply(weight, packed)  # type: ignore[no-untyped-call]
+            return _masked_copy(weight.detach(), packed, self.buffers)
+        masked: torch.Tensor = _MaskedWeight.apply(weight, packed, self.buffers)  # type: ignore[no-untyped-call]
         # While the object lives no other storage can have its address, so a match by address is a true one.
         address = masked.untyped_storage().data_ptr()
         self._alive[address] = (weakref.ref(masked), weight.detach(), packed)
@@ -194,7 +199,7 @@ class _Copies:
             return tensor
         _, weight, packed = entry
         return _Recipe(
-            weight, packed, weight._version, tensor.shape, tensor.stride(), int(tensor.storage_offset())
+            self, weight, packed, weight._version, tensor.shape, tensor.stride(), int(tensor.storage_offset())
         )
 
     @staticmethod
@@ -206,14 +211,15 @@ class _MaskedWeight(torch.autograd.Function):
     """weight * mask, whose gradient is gradient * mask; saves the packed bits only."""
 
     @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, packed: PackedBits) -> torch.Tensor:
+    def forward(ctx: Any, weight: torch.Tensor, packed: PackedBits, buffers: Buffers | None) -> torch.Tensor:
         ctx.packed = packed
-        return _masked_copy(weight, packed)
+        return _masked_copy(weight, packed, buffers)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         # The map is linear, so it is its own derivative; applied as such, it has one in turn.
-        return _MaskedWeight.apply(gradients[0], ctx.packed), None  # type: ignore[no-untyped-call]
+        # A gradient stays as long as its parameter, so it gets memory of its own.
+        return _MaskedWeight.apply(gradients[0], ctx.packed, None), None, None  # type: ignore[no-untyped-call]
 
 
 def _masked_class(original: type, attributes: Mapping[str, PackedBits], copies: _Copies) -> type:
@@ -242,13 +248,17 @@ def _masked_reader(attribute: str, packed: PackedBits, copies: _Copies) -> Calla
     return read
 
 
+def _refuse_nesting(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if getattr(type(module), _MARK, False):
+            raise MaskAppliedError(
+                f"{name or type(module).__name__}: a mask is already applied to this layer; leave that block "
+                "first, or combine the masks with & and apply the result."
+            )
+
+
 def _check_maskable(name: str, place: Place) -> None:
     module = place.module
-    if getattr(type(module), _MARK, False):
-        raise MaskAppliedError(
-            f"{name}: a mask is already applied to this layer; leave that block first, or combine the masks "
-            "with & and apply the result."
-        )
     if isinstance(module, (nn.RNNBase, torch.jit.ScriptModule)):
         raise MaskAppliedError(
             f"{name}: {type(module).__name__} reads its weights past its attributes, so they cannot be masked "
@@ -256,12 +266,13 @@ def _check_maskable(name: str, place: Place) -> None:
         )
 
 
-def _masked_copy(weight: torch.Tensor, packed: PackedBits) -> torch.Tensor:
+def _masked_copy(weight: torch.Tensor, packed: PackedBits, buffers: Buffers | None) -> torch.Tensor:
     """Contiguous copy with the pruned weights +0, bit for bit otherwise."""
     if not weight.is_cpu:
         kept = _bits.unpack(packed, weight.shape).to(weight.device)
         return torch.where(kept, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
-    masked = torch.empty(weight.shape, dtype=weight.dtype)
+    make = torch.empty if buffers is None else buffers.empty
+    masked = make(weight.shape, dtype=weight.dtype)
     _keep(_as_integers(weight.detach().contiguous()), packed, _as_integers(masked))
     return masked
 

@@ -66,7 +66,20 @@ def write(
     }
     with replacing(path) as temporary:
         save_file(dict(packed), temporary, metadata=header)
+        _sort_metadata(temporary)
     _log.info("wrote %s: sparsity %s, digest %s", path, header["sparsity"], digest)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata, which safetensors writes in random order, in one order: equal tickets, equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header[_METADATA] = dict(sorted(header[_METADATA].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, path
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def read(

@@ -173,8 +173,8 @@ def refuse_nan(counts: Mapping[str, int]) -> None:
     if any(counts.values()):
         listed = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
         raise WeightsError(
-            f"NaN has no rank among magnitudes; found in {listed}. Repair the weights, or pass nan='prune' to let "
-            "NaN go first."
+            f"NaN has no rank among magnitudes; found in {listed}. Repair the weights; where masks are drawn, "
+            "nan='prune' lets NaN go first."
         )
 
 
