@@ -352,7 +352,7 @@ def test_chunks_add_up(rows: int, classes: int, chunk: int, dtype: torch.dtype, 
     labels = torch.randint(-1, classes, (3, rows), generator=generator)
     labels[labels < 0] = -100
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lottery_tickets._batches._losses._CHUNK_BYTES", chunk)
+        patch.setattr("lottery_tickets._batches._units._CHUNK_BYTES", chunk)
         part = class_loss(logits, labels, high=True)
     loss, units, correct = 0.0, 0, 0
     for scores, label in zip(logits.reshape(-1, classes), labels.flatten().tolist(), strict=True):

@@ -51,6 +51,10 @@ class EvaluationError(LotteryTicketError, ValueError):
     """A measurement without a value: no batches, or a loss that is not finite."""
 
 
+class ScoreError(LotteryTicketError, ValueError):
+    """Importance scores that cannot be computed: no samples, an overflow, an argument out of range."""
+
+
 class CheckpointError(LotteryTicketError, ValueError):
     """A checkpoint folder that cannot be read or written as asked."""
 

@@ -1,5 +1,6 @@
 """A batch of any usual form and a model, to a loss sum and what it is a sum over."""
 
+from lottery_tickets._batches._calls import samples_of, size_of
 from lottery_tickets._batches._losses import BatchLoss, total
 from lottery_tickets._batches._measure import (
     LossFunction,
@@ -10,15 +11,19 @@ from lottery_tickets._batches._measure import (
     measure,
     measure_mean,
 )
+from lottery_tickets._batches._units import SampleLosses
 
 __all__ = [
     "BatchLoss",
     "LossFunction",
     "Precision",
+    "SampleLosses",
     "batches_of",
     "check_precision",
     "evaluating",
     "measure",
     "measure_mean",
+    "samples_of",
+    "size_of",
     "total",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lottery_tickets._batches import _conventions as conventions
-from lottery_tickets._batches._losses import IGNORED
+from lottery_tickets._batches._units import IGNORED
 from lottery_tickets.errors import BatchError
 
 
@@ -34,10 +34,7 @@ def request_of(model: nn.Module, batch: Any) -> Request:
     elif is_pair(batch):
         request = _from_pair(conventions.unwrapped(model), *batch)
     else:
-        raise BatchError(
-            "A batch is a mapping, such as {'input_ids': ..., 'labels': ...}, or a pair (inputs, targets) of "
-            f"tensors; got {described(batch)}."
-        )
+        raise _unknown(batch)
     labels = None if request.labels is None else request.labels.to(device)
     args, kwargs = _moved(request.args, device, dtype), _moved(request.kwargs, device, dtype)
     return replace(request, args=args, kwargs=kwargs, labels=labels)
@@ -109,6 +106,32 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     return value
 
 
+def size_of(batch: Any) -> int:
+    """Samples of a batch of any form."""
+    if isinstance(batch, Mapping):
+        labels = batch.get("labels")
+        return _by_name({name: value for name, value in batch.items() if name != "labels"}, labels).samples
+    if not is_pair(batch):
+        raise _unknown(batch)
+    return batch[1].shape[0] if batch[1].dim() else 1
+
+
+def samples_of(batch: Any, start: int, stop: int) -> Any:
+    """Samples [start, stop) of a batch of any form: of every tensor as long as the batch, its rows."""
+    return _rows(batch, size_of(batch), start, stop)
+
+
+def _rows(value: Any, size: int, start: int, stop: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[start:stop] if value.dim() and value.shape[0] == size else value
+    if isinstance(value, Mapping):
+        return {name: _rows(one, size, start, stop) for name, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        rows = [_rows(one, size, start, stop) for one in value]
+        return type(value)(*rows) if hasattr(value, "_fields") else type(value)(rows)
+    return value
+
+
 @dataclass(frozen=True)
 class Output:
     loss: torch.Tensor | None
@@ -152,6 +175,13 @@ def with_decoder_inputs(base: Any, convention: str, request: Request) -> Request
         return request
     decoder_inputs = base.prepare_decoder_input_ids_from_labels(labels=request.labels)
     return replace(request, kwargs={**request.kwargs, "decoder_input_ids": decoder_inputs})
+
+
+def _unknown(batch: Any) -> BatchError:
+    return BatchError(
+        "A batch is a mapping, such as {'input_ids': ..., 'labels': ...}, or a pair (inputs, targets) of "
+        f"tensors; got {described(batch)}."
+    )
 
 
 def described(value: Any) -> str:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
 
+from lottery_tickets._batches._units import IGNORED, SampleLosses, cross_entropies, draw_classes, rows_of, widened
 from lottery_tickets.errors import BatchError
-
-IGNORED = -100
-
-# Logits are looked at in pieces of this size: a vocabulary of 150,000 makes a full copy of them a gigabyte.
-_CHUNK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,7 @@ class BatchLoss:
         samples: Rows of the batch.
         correct: Units whose largest logit is the label; None where labels are not classes.
         tokens: The loss is nats per token of a sequence, so its exponential is a perplexity.
+        rows: The loss of each sample with its graph, where gradients are on and the loss is known by sample.
     """
 
     loss_sum: float
@@ -34,6 +31,7 @@ class BatchLoss:
     samples: int
     correct: int | None = None
     tokens: bool = False
+    rows: SampleLosses | None = field(default=None, compare=False, repr=False)
 
     @property
     def mean(self) -> float:
@@ -71,17 +69,23 @@ def class_loss(
         samples: Rows of the batch, if not the length of the labels.
     """
     _check_classes(labels, logits.shape[-1])
-    losses, correct = [], torch.zeros((), dtype=torch.int64, device=logits.device)
-    for chunk, targets in _chunks(logits, labels.to(logits.device, torch.int64)):
-        losses.append(F.cross_entropy(_widened(chunk, high=high), targets, reduction="none", ignore_index=IGNORED))
-        if not tokens:
-            correct += (chunk.argmax(-1) == targets).sum()
+    targets = labels.to(logits.device, torch.int64)
+    losses, right = cross_entropies(logits, targets, high=high, count_right=not tokens)
+    rows = labels.shape[0] if samples is None else samples
     return BatchLoss(
         loss_sum=_sum(losses),
         units=int((labels != IGNORED).sum()),
-        samples=labels.shape[0] if samples is None else samples,
-        correct=None if tokens else int(correct),
+        samples=rows,
+        correct=right,
         tokens=tokens,
+        rows=rows_of(
+            losses,
+            targets != IGNORED,
+            rows,
+            drawn=lambda generator: cross_entropies(
+                logits, draw_classes(logits, targets, generator), high=high, count_right=False
+            )[0],
+        ),
     )
 
 
@@ -105,8 +109,16 @@ def regression_loss(outputs: torch.Tensor, targets: torch.Tensor) -> BatchLoss:
             "Floating-point targets are compared element by element (mean squared error), so shapes must be "
             f"equal: outputs {tuple(outputs.shape)}, targets {tuple(targets.shape)}; loss_fn takes any."
         )
-    losses = F.mse_loss(_widened(outputs, high=True), targets.to(outputs.device).float(), reduction="none")
-    return BatchLoss(_sum([losses]), losses.numel(), samples=targets.shape[0] if targets.dim() else 1)
+    wide = widened(outputs, high=True)
+    losses = F.mse_loss(wide, targets.to(outputs.device).float(), reduction="none")
+    samples = targets.shape[0] if targets.dim() else 1
+
+    def drawn(generator: torch.Generator) -> torch.Tensor:
+        # Squared error is the log-likelihood of a normal variable around the output whose variance is 1/2.
+        noise = torch.randn(wide.shape, generator=generator).to(wide) * math.sqrt(0.5)
+        return F.mse_loss(wide, wide.detach() + noise, reduction="none")
+
+    return BatchLoss(_sum(losses), losses.numel(), samples, rows=rows_of(losses, None, samples, drawn))
 
 
 def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, *, high: bool) -> BatchLoss:
@@ -115,9 +127,15 @@ def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, *, high: bool) 
         raise BatchError(
             f"Multi-label targets have the shape of the logits {tuple(logits.shape)}, got {tuple(labels.shape)}."
         )
-    wide = _widened(logits, high=high)
+    wide = widened(logits, high=high)
     losses = F.binary_cross_entropy_with_logits(wide, labels.to(wide), reduction="none")
-    return BatchLoss(_sum([losses]), losses.numel(), samples=labels.shape[0])
+
+    def drawn(generator: torch.Generator) -> torch.Tensor:
+        heads = torch.rand(wide.shape, generator=generator).to(wide) < wide.detach().sigmoid()
+        return F.binary_cross_entropy_with_logits(wide, heads.to(wide), reduction="none")
+
+    samples = labels.shape[0]
+    return BatchLoss(_sum(losses), losses.numel(), samples, rows=rows_of(losses, None, samples, drawn))
 
 
 def plain_loss(logits: torch.Tensor, targets: torch.Tensor, *, high: bool) -> BatchLoss:
@@ -143,28 +161,9 @@ def plain_loss(logits: torch.Tensor, targets: torch.Tensor, *, high: bool) -> Ba
     return class_loss(logits, targets, high=high, tokens=targets.dim() > 1)
 
 
-def _chunks(logits: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows of logits and their labels, some at a time."""
-    classes = logits.shape[-1]
-    if logits.dim() > 2 and not logits.is_contiguous():
-        for sample, own in zip(logits, labels, strict=True):
-            yield from _chunks(sample, own)
-        return
-    rows, flat = logits.reshape(-1, classes), labels.reshape(-1)
-    step = max(1, _CHUNK_BYTES // (4 * classes))
-    for start in range(0, flat.numel(), step):
-        yield rows[start : start + step], flat[start : start + step]
-
-
-def _widened(values: torch.Tensor, *, high: bool) -> torch.Tensor:
-    return values.float() if high and values.dtype.itemsize < torch.float32.itemsize else values
-
-
-def _sum(losses: Sequence[torch.Tensor]) -> float:
-    if not losses:
-        return 0.0
+def _sum(losses: torch.Tensor) -> float:
     # On the CPU, because not every accelerator has float64.
-    return float(torch.cat([part.flatten() for part in losses]).cpu().sum(dtype=torch.float64))
+    return float(losses.detach().cpu().sum(dtype=torch.float64))
 
 
 def _without_trailing_one(values: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,6 @@ from lottery_tickets._batches._calls import (
     with_decoder_inputs,
 )
 from lottery_tickets._batches._losses import (
-    IGNORED,
     BatchLoss,
     class_loss,
     multi_label_loss,
@@ -39,6 +38,7 @@ from lottery_tickets._batches._losses import (
     shifted,
     total,
 )
+from lottery_tickets._batches._units import IGNORED, rows_of
 from lottery_tickets.errors import BatchError, EvaluationError
 
 Precision = Literal["high", "fast"]
@@ -64,6 +64,8 @@ def measure(
     model: nn.Module, batch: Any, *, precision: Precision = "high", loss_fn: LossFunction | None = None
 ) -> BatchLoss:
     """Loss of one batch, in the mode the model is in.
+
+    Where gradients are on, `rows` of the result holds the loss of each sample with its graph.
 
     Args:
         model: Any module; the batch is moved to its device, and floating-point inputs to its dtype.
@@ -215,7 +217,9 @@ def _loss_by(loss_fn: LossFunction, output: Output, request: Request) -> BatchLo
         )
     if not losses.dim():
         return _scaled(losses, _units(request.labels, request), request)
-    return BatchLoss(float(losses.cpu().sum(dtype=torch.float64)), losses.numel(), request.samples)
+    rows = rows_of(losses, None, request.samples) if losses.shape[0] == request.samples else None
+    loss_sum = float(losses.detach().cpu().sum(dtype=torch.float64))
+    return BatchLoss(loss_sum, losses.numel(), request.samples, rows=rows)
 
 
 def _next_token_loss(
@@ -252,7 +256,10 @@ def _scaled(mean: torch.Tensor, units: int, request: Request) -> BatchLoss:
     if mean.numel() != 1:
         raise BatchError(f"The model's loss has shape {tuple(mean.shape)}; expected one number, the mean.")
     # The mean over no labels is NaN, and they add nothing.
-    return BatchLoss(float(mean) * units if units else 0.0, units, request.samples)
+    loss_sum = float(mean.detach()) * units if units else 0.0
+    # A mean over several samples does not tell them apart.
+    rows = rows_of(mean.reshape(1), None, 1) if units and request.samples == 1 else None
+    return BatchLoss(loss_sum, units, request.samples, rows=rows)
 
 
 def _units(labels: torch.Tensor | None, request: Request) -> int:

@@ -35,8 +35,8 @@ MIB = 1 << 20
 @command(
     app,
     "compare",
-    "lottery-tickets compare ./my-model --criteria magnitude,wanda,fisher -s 0.3 -s 0.5 --text book.txt",
-    "lottery-tickets compare ./my-model --criteria magnitude,wanda --scope layer --scope row -s 0.5 --pattern 2:4 "
+    "lottery-tickets compare ./my-model --criteria magnitude,taylor,fisher -s 0.3 -s 0.5 --text book.txt",
+    "lottery-tickets compare ./my-model --criteria magnitude,fisher --scope layer --scope row -s 0.5 --pattern 2:4 "
     "--text book.txt -o comparison.json --plot comparison.svg",
 )
 def compare(
@@ -47,7 +47,7 @@ def compare(
     ],
     criteria: Annotated[
         str, typer.Option(metavar="NAME,NAME...", help=f"What to rank by: {', '.join(CRITERIA)}.")
-    ] = "magnitude,wanda,fisher",
+    ] = "magnitude,fisher",
     sparsity: Annotated[
         list[float] | None, typer.Option("--sparsity", "-s", help="Fraction to remove, in [0, 1). Repeatable.")
     ] = None,

@@ -39,14 +39,11 @@ class Criterion:
 
 _ALL = (
     Criterion("magnitude", "|w|", needs_text=False),
-    Criterion("wanda", "|w| times the norm of its input", "compute_wanda_importance", scope="row"),
     Criterion("grad_norm", "mean |dL/dw|", "compute_gradient_norm_importance"),
     Criterion("taylor", "mean |w dL/dw|", "compute_taylor_importance"),
     Criterion("fisher", "mean (dL/dw)^2", "compute_fisher_importance"),
     Criterion("obd", "w^2 mean (dL/dw)^2 / 2", "compute_obd_importance"),
     Criterion("snip", "|w dL/dw| of one batch", "compute_snip_importance"),
-    Criterion("grasp", "-w (Hg)", "compute_grasp_importance", keep="smallest"),
-    Criterion("synflow", "synaptic flow", "compute_synflow_importance", needs_text=False),
 )
 CRITERIA: Mapping[str, Criterion] = {criterion.name: criterion for criterion in _ALL}
 

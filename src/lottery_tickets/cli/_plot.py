@@ -9,6 +9,7 @@ from typing import Any
 from lottery_tickets._atomic import replacing
 from lottery_tickets.errors import EvaluationError, MissingExtraError
 
+_SHIFT = 0.001  # of points that would lie on each other, sideways
 _MARKERS = "osD^v<>Pp*hX"
 
 
@@ -40,22 +41,22 @@ def write_plot(path: Path, data: Mapping[str, Any]) -> None:
         axes.axhspan(*dense["perplexity_interval"], color="black", alpha=0.08, linewidth=0)
     criteria = list(dict.fromkeys(row["criterion"] for row in data["rows"]))
     spreads = list(dict.fromkeys(row["spread"] for row in data["rows"]))
-    for criterion in criteria:
-        for spread in spreads:
-            rows = [row for row in data["rows"] if (row["criterion"], row["spread"]) == (criterion, spread)]
-            if rows:
-                axes.errorbar(
-                    [row["quality"]["sparsity"] for row in rows],
-                    [row["quality"]["perplexity"] for row in rows],
-                    yerr=_errors(rows),
-                    color=f"C{criteria.index(criterion) % 10}",
-                    marker=_MARKERS[spreads.index(spread) % len(_MARKERS)],
-                    linestyle="-" if spreads.index(spread) == 0 else "--",
-                    markersize=5,
-                    linewidth=1,
-                    capsize=2,
-                    label=f"{criterion}, {spread}",
-                )
+    series = [(criterion, spread) for criterion in criteria for spread in spreads]
+    for place, (criterion, spread) in enumerate(series):
+        rows = [row for row in data["rows"] if (row["criterion"], row["spread"]) == (criterion, spread)]
+        if rows:
+            axes.errorbar(
+                [row["quality"]["sparsity"] + _SHIFT * (place - len(series) / 2) for row in rows],
+                [row["quality"]["perplexity"] for row in rows],
+                yerr=_errors(rows),
+                color=f"C{criteria.index(criterion) % 10}",
+                marker=_MARKERS[spreads.index(spread) % len(_MARKERS)],
+                linestyle="-" if spreads.index(spread) == 0 else "--",
+                markersize=5,
+                linewidth=1,
+                capsize=2,
+                label=f"{criterion}, {spread}",
+            )
     axes.set_yscale("log")
     axes.set_xlabel("sparsity (share of the prunable weights removed)")
     axes.set_ylabel(f"perplexity, with {data['confidence']:.0%} intervals over windows")

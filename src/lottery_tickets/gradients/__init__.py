@@ -1,0 +1,26 @@
+"""Gradients of single samples inside the backward pass, and the sums they are consumed by."""
+
+from lottery_tickets.gradients._data import Samples
+from lottery_tickets.gradients._model import borrowed
+from lottery_tickets.gradients._passes import Gradients, Grouping
+from lottery_tickets.gradients._scores import Criterion, Options, Scored, compute_scores, scorable
+from lottery_tickets.gradients._stores import Store, Tensors
+from lottery_tickets.gradients._sums import Moments, Statistic, Sums, check_finite
+
+__all__ = [
+    "Criterion",
+    "Gradients",
+    "Grouping",
+    "Moments",
+    "Options",
+    "Samples",
+    "Scored",
+    "Statistic",
+    "Store",
+    "Sums",
+    "Tensors",
+    "borrowed",
+    "check_finite",
+    "compute_scores",
+    "scorable",
+]

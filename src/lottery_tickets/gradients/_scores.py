@@ -1,0 +1,172 @@
+"""Scores that are a power of the weight times a mean over gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lottery_tickets._batches import LossFunction
+from lottery_tickets.errors import ScoreError
+from lottery_tickets.gradients._data import Samples
+from lottery_tickets.gradients._model import borrowed
+from lottery_tickets.gradients._passes import Gradients, Grouping
+from lottery_tickets.gradients._stores import Store
+from lottery_tickets.gradients._sums import Moments, Statistic, Sums
+from lottery_tickets.masks import Patterns, places_of, prunable_parameters
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The score `factor * |w|^power * |mean of f(gradient)|`.
+
+    Attributes:
+        statistic: f: the gradient itself, its magnitude or its square.
+        power: Of the weight's magnitude: 0, 1 or 2.
+        factor: A plain number.
+        grouping: What the gradients are of; see `Gradients`.
+        drawn: Labels are drawn from the model's own output.
+    """
+
+    statistic: Statistic
+    power: int = 0
+    factor: float = 1.0
+    grouping: Grouping = "sample"
+    drawn: bool = False
+
+    def finish(self, weights: Mapping[str, torch.Tensor], name: str, mean: torch.Tensor) -> None:
+        """The score of one parameter, in place of its mean."""
+        mean.abs_()
+        for _ in range(self.power):
+            mean.mul_(weights[name].detach().abs().to(mean))
+        if self.factor != 1:
+            mean.mul_(self.factor)
+
+    def summary(self, weights: Mapping[str, torch.Tensor], name: str, gradient: torch.Tensor) -> float:
+        """Mean over a parameter of the score that one gradient alone would give it."""
+        score = gradient.square() if self.statistic == "square" else gradient.abs()
+        self.finish(weights, name, score)
+        return float(score.mean(dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What does not depend on the criterion; see `compute_gradient_importance`."""
+
+    num_samples: int | None = 100
+    chunk_size: int | None = None
+    use_mixed_precision: bool = True
+    gradient_clip: float | None = None
+    loss_fn: LossFunction | None = None
+    include: Patterns = None
+    exclude: Patterns = None
+    store: Store = "cpu"
+    seed: int = 0
+    checkpoint_activations: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.chunk_size is not None and (not isinstance(self.chunk_size, int) or self.chunk_size < 1):
+            raise ScoreError(f"chunk_size is a positive number of weights or None, got {self.chunk_size!r}.")
+        if self.gradient_clip is not None and not 0 < self.gradient_clip < math.inf:
+            raise ScoreError(f"gradient_clip is a positive norm or None, got {self.gradient_clip!r}.")
+
+
+class Scored(NamedTuple):
+    """Scores, and what they rest on."""
+
+    scores: dict[str, torch.Tensor]
+    samples: int
+    moments: dict[str, Moments]
+
+
+def scorable(model: nn.Module, include: Patterns, exclude: Patterns) -> dict[str, nn.Parameter]:
+    """The prunable parameters, all of which have to be floating-point.
+
+    Raises:
+        ParameterSelectionError: See `prunable_parameters`.
+        ScoreError: Integer weights.
+    """
+    parameters = prunable_parameters(model, include, exclude)
+    for name, parameter in parameters.items():
+        if not parameter.is_floating_point():
+            raise ScoreError(
+                f"{name} is {parameter.dtype}, which has no gradient; exclude it or load the model unquantised."
+            )
+    return parameters
+
+
+def compute_scores(
+    model: nn.Module, dataloader: Any, criterion: Criterion, options: Options, *, moments: bool = False
+) -> Scored:
+    """Scores of the prunable parameters by one criterion.
+
+    Raises:
+        ScoreError: No samples, a loss or score that is not finite, an argument out of range.
+        BatchError: A batch or output of an unknown form.
+        ParameterSelectionError: Nothing to score.
+    """
+    parameters = scorable(model, options.include, options.exclude)
+    criterion = _clipped(criterion, options)
+    chunks = list(_chunks(parameters, options.chunk_size))
+    finish = partial(criterion.finish, parameters)
+    summary = partial(criterion.summary, parameters) if moments and criterion.grouping == "sample" else None
+    gathered = Scored({}, 0, {})
+    if len(chunks) > 1 and options.store not in ("cpu", "device"):
+        raise ScoreError("store='disk' needs no chunk_size: its accumulators are in no memory to be bounded.")
+    with borrowed(model, checkpoint_activations=options.checkpoint_activations):
+        samples = Samples(dataloader, options.num_samples, seed=options.seed, passes=len(chunks))
+        gradients = Gradients(
+            model,
+            places_of(model, parameters),
+            grouping=criterion.grouping,
+            loss_fn=options.loss_fn,
+            clip=options.gradient_clip,
+            autocast=options.use_mixed_precision and _on_cuda(parameters),
+        )
+        for names in chunks:
+            if criterion.drawn:
+                gradients.drawn = torch.Generator().manual_seed(options.seed)
+            sums = Sums({name: parameters[name] for name in names}, [criterion.statistic], options.store, summary)
+            bar = tqdm(samples, desc="scoring", unit=" batches", delay=2, disable=not options.progress)
+            counts = gradients.go_through(bar, names, sums.receive)
+            count = counts["steps"] if criterion.grouping == "batch mean" else counts["samples"]
+            scores = sums.finish(criterion.statistic, count, finish)
+            if len(chunks) > 1:
+                scores = {name: score.cpu() for name, score in scores.items()}
+            gathered.scores.update(scores)
+            gathered.moments.update(sums.moments)
+            gathered = gathered._replace(samples=counts["samples"])
+    return gathered
+
+
+def _clipped(criterion: Criterion, options: Options) -> Criterion:
+    """The criterion with gradients by sample if they are to be clipped one by one."""
+    if options.gradient_clip is None or criterion.grouping == "sample":
+        return criterion
+    if criterion.grouping == "batch mean":
+        raise ScoreError("gradient_clip bounds the gradient of each sample; kind='batch' never looks at one.")
+    return replace(criterion, grouping="sample")
+
+
+def _chunks(parameters: Mapping[str, torch.Tensor], size: int | None) -> Iterator[Sequence[str]]:
+    """Names, in order, of at most `size` weights together, or of one parameter."""
+    chunk: list[str] = []
+    weights = 0
+    for name, parameter in parameters.items():
+        if chunk and size is not None and weights + parameter.numel() > size:
+            yield chunk
+            chunk, weights = [], 0
+        chunk.append(name)
+        weights += parameter.numel()
+    yield chunk
+
+
+def _on_cuda(parameters: Mapping[str, torch.Tensor]) -> bool:
+    return any(parameter.is_cuda for parameter in parameters.values())

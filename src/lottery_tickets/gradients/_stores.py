@@ -1,0 +1,105 @@
+"""Where sums over gradients lie: in memory, beside the weights, or in a mapped file."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lottery_tickets.errors import ScoreError
+
+Store = Literal["cpu", "disk", "device"] | os.PathLike[str]
+_ALIGNMENT = 64
+_CODES = {torch.float32: "F32", torch.float64: "F64"}
+
+
+class Tensors:
+    """Named tensors of zeros of one floating-point type.
+
+    Args:
+        like: Names, shapes and devices.
+        store: "cpu"; "device", each beside the tensor it is like; "disk", a mapped temporary file, without a name
+            from the start and gone with the last tensor; or a path, a safetensors file that stays.
+        dtype: float32 or float64.
+    """
+
+    def __init__(self, like: Mapping[str, torch.Tensor], store: Store, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self._map: mmap.mmap | None = None
+        self._spans: dict[str, tuple[int, int]] = {}
+        if isinstance(store, os.PathLike) or store == "disk":
+            self._tensors = self._mapped({name: one.shape for name, one in like.items()}, store)
+        elif store in ("cpu", "device"):
+            self._tensors = {
+                name: torch.zeros(one.shape, dtype=dtype, device=one.device if store == "device" else "cpu")
+                for name, one in like.items()
+            }
+        else:
+            raise ScoreError(f"store is 'cpu', 'disk', 'device' or a path, got {store!r}.")
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[torch.Tensor]:
+        """One tensor, to read and write; the pages of a mapped one leave this process's memory afterwards."""
+        try:
+            yield self._tensors[name]
+        finally:
+            if self._map is not None and self._spans[name][1]:
+                # The mapping is shared, so what was written stays in the file.
+                self._map.madvise(mmap.MADV_DONTNEED, *self._pages(name))
+
+    def all(self) -> dict[str, torch.Tensor]:
+        """The tensors themselves."""
+        return dict(self._tensors)
+
+    def _mapped(self, shapes: Mapping[str, torch.Size], store: Store) -> dict[str, torch.Tensor]:
+        header, size = self._layout(shapes)
+        if isinstance(store, os.PathLike):
+            descriptor = os.open(Path(store), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        else:
+            descriptor, name = tempfile.mkstemp(prefix="lottery-tickets-", suffix=".safetensors")
+            Path(name).unlink()
+        try:
+            os.write(descriptor, header)
+            os.truncate(descriptor, size)
+            self._map = mmap.mmap(descriptor, size)
+        finally:
+            os.close(descriptor)
+        return {
+            name: torch.frombuffer(
+                self._map, dtype=self.dtype, count=shape.numel(), offset=self._spans[name][0]
+            ).view(shape)
+            if shape.numel()
+            else torch.zeros(shape, dtype=self.dtype)
+            for name, shape in shapes.items()
+        }
+
+    def _layout(self, shapes: Mapping[str, torch.Size]) -> tuple[bytes, int]:
+        """The file's header, as safetensors defines it, and the file's length."""
+        entries, offset = {}, 0
+        for name, shape in shapes.items():
+            length = shape.numel() * self.dtype.itemsize
+            entries[name] = {
+                "dtype": _CODES[self.dtype],
+                "shape": list(shape),
+                "data_offsets": [offset, offset + length],
+            }
+            self._spans[name] = (offset, length)
+            offset += length
+        text = json.dumps(entries).encode()
+        text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+        start = len(text) + 8
+        self._spans = {name: (start + begin, length) for name, (begin, length) in self._spans.items()}
+        return len(text).to_bytes(8, "little") + text, start + offset
+
+    def _pages(self, name: str) -> tuple[int, int]:
+        begin, length = self._spans[name]
+        first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        return first, math.ceil((begin + length - first) / mmap.PAGESIZE) * mmap.PAGESIZE
