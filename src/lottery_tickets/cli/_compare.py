@@ -36,8 +36,8 @@ MIB = 1 << 20
     app,
     "compare",
     "lottery-tickets compare ./my-model --criteria magnitude,taylor,fisher -s 0.3 -s 0.5 --text book.txt",
-    "lottery-tickets compare ./my-model --criteria magnitude,fisher --scope layer --scope row -s 0.5 --pattern 2:4 "
-    "--text book.txt -o comparison.json --plot comparison.svg",
+    "lottery-tickets compare ./my-model --criteria magnitude,fisher --scope layer --scope row -s 0.5 "
+    "--pattern 2:4 --text book.txt -o comparison.json --plot comparison.svg",
 )
 def compare(
     session: Session,
@@ -101,9 +101,6 @@ def compare(
     """
     chosen = _criteria(criteria)
     spreads = _spreads(scope, allocation, pattern, pattern_remainder)
-    for one in chosen:
-        for spread in spreads:
-            spread.check(one)
     sparsities = list(dict.fromkeys(sparsity or ([] if pattern and not (scope or allocation) else [0.5])))
     existing = [str(path) for path in (output, plot) if path and path.exists()]
     if existing and not force:
@@ -128,9 +125,17 @@ def compare(
     dense = load_model(folder, dtype.for_scoring(where), device=where, progress=session.progress)
     check_context(dense, max(test.context, source.context if batches else 0))
     comparison = Comparison(
-        dense, windows, batches, spreads, sparsities, confidence, seed, session.progress, session.note
+        dense,
+        windows,
+        batches,
+        [(one, spread) for one in chosen for spread in spreads],
+        sparsities,
+        confidence,
+        seed,
+        session.progress,
+        session.note,
     )
-    comparison.rehearse(chosen)
+    comparison.rehearse()
     data: dict[str, Any] = {
         "model": model_name(model),
         "weights_digest": compute_weights_digest(folder),
@@ -146,7 +151,7 @@ def compare(
         "dense": None,
         "rows": [],
     }
-    for row in comparison.rows(chosen):
+    for row in comparison.rows():
         data["dense"] = row["quality"]["baseline"]
         data["rows"].append(row)
         if output:

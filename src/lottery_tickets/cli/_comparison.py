@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
@@ -62,8 +63,8 @@ class Comparison:
         model: In evaluation mode, on its device.
         test: Batches that tickets are judged on.
         calibration: Batches that scores are computed from; disjoint from `test`.
-        spreads: Where the removed weights may lie.
-        sparsities: Each with every spread that is not a pattern.
+        ways: Criteria, each with where the removed weights lie; those of one criterion stand together.
+        sparsities: Each with every way that is not a pattern.
         confidence: Coverage of the intervals.
         seed: Of criteria that draw at random.
         progress: Show bars.
@@ -73,14 +74,14 @@ class Comparison:
     model: nn.Module
     test: Batches
     calibration: Batches
-    spreads: Sequence[Spread]
+    ways: Sequence[tuple[Criterion, Spread]]
     sparsities: Sequence[float]
     confidence: float = 0.95
     seed: int = 0
     progress: bool = False
     note: Callable[[str], None] = lambda _: None
 
-    def rows(self, criteria: Sequence[Criterion]) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
         """A row for each ticket as it is measured, the criteria one after another.
 
         The dense model goes through the test batches once. At any time one criterion's scores and one ticket are
@@ -90,26 +91,29 @@ class Comparison:
             EvaluationError: A loss that is not finite.
         """
         dense = self._losses(None, "the dense model")
-        for criterion in criteria:
+        for criterion, ways in groupby(self._distinct(), key=lambda way: way[0]):
             scores, scoring = self._scores(criterion)
-            for spread in self._spreads_for(criterion):
+            for _, spread in ways:
                 for sparsity in [None] if spread.pattern else self.sparsities:
                     yield self._row(criterion, scores, scoring, spread, sparsity, dense)
             del scores
 
-    def rehearse(self, criteria: Sequence[Criterion]) -> None:
+    def rehearse(self) -> None:
         """Meet what cannot be drawn before anything is computed.
 
         Raises:
             LotteryTicketError: A sparsity, spread or pattern that this model cannot have.
         """
-        pairs = {spread.label(one): (one, spread) for one in criteria for spread in self._spreads_for(one)}
-        for criterion, spread in pairs.values():
-            rehearse(self.model, criterion, [] if spread.pattern else self.sparsities, spread)
+        drawn = set()
+        for criterion, spread in self._distinct():
+            spread.check(criterion)
+            if spread.label(criterion) not in drawn:
+                drawn.add(spread.label(criterion))
+                rehearse(self.model, criterion, [] if spread.pattern else self.sparsities, spread)
 
-    def _spreads_for(self, criterion: Criterion) -> list[Spread]:
-        """Without those that come to the same for this criterion."""
-        return list({spread.label(criterion): spread for spread in self.spreads}.values())
+    def _distinct(self) -> list[tuple[Criterion, Spread]]:
+        """Without ways that come to the same."""
+        return list({(one.name, spread.label(one)): (one, spread) for one, spread in self.ways}.values())
 
     def _scores(self, criterion: Criterion) -> tuple[dict[str, torch.Tensor] | None, Cost]:
         if criterion.scorer is None:
