@@ -131,3 +131,88 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
     """The tensor's bits in row-major order, so that -0.0 and NaN payloads count."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().cpu().contiguous().view(-1).view(integers).numpy().tobytes()
+
+
+# ---------------------------------------------------------------- how much goes where
+
+
+def by_largest_remainder(exact: Mapping[str, Fraction], total: int) -> dict[str, int]:
+    """Whole numbers of this total: all rounded down, then up one by one, the largest remainder first."""
+    numbers = {name: math.floor(share) for name, share in exact.items()}
+    waiting = list(exact)
+    while sum(numbers.values()) < total:
+        best = max(waiting, key=lambda name: exact[name] - math.floor(exact[name]))  # the first of equal ones
+        waiting.remove(best)
+        numbers[best] += 1
+    return numbers
+
+
+def erk_densities(shapes: Mapping[str, Sequence[int]], density: Fraction) -> dict[str, Fraction]:
+    """RigL's iteration: find the factor, make the layers dense whose density is largest and passes 1, repeat."""
+    numels = {name: math.prod(shape) for name, shape in shapes.items()}
+    raw = {name: Fraction(sum(shape), numels[name]) for name, shape in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        sparse = [name for name in shapes if name not in dense]
+        if not sparse:
+            return dict.fromkeys(shapes, Fraction(1))
+        budget = density * sum(numels.values()) - sum(numels[name] for name in dense)
+        factor = budget / sum(raw[name] * numels[name] for name in sparse)
+        largest = max(raw[name] for name in sparse)
+        if factor * largest <= 1:
+            return {name: Fraction(1) if name in dense else factor * raw[name] for name in shapes}
+        dense |= {name for name in sparse if raw[name] == largest}
+
+
+def lamp_removals(tensors: Tensors, removed: int) -> dict[str, int]:
+    """Score every weight but the largest of each tensor, sort all scores, count the first by tensor."""
+    scored = []
+    for turn, (name, tensor) in enumerate(tensors.items()):
+        squares = [value * value for value in sorted(magnitude(value) for value in flat(tensor))]
+        total, scores = 0.0, []
+        for square in reversed(squares):
+            total += square
+            scores.append(square / total if total else 0.0)
+        scored += [(score, turn, name) for score in scores[:0:-1]]
+    lost = dict.fromkeys(tensors, 0)
+    for _, _, name in sorted(scored)[:removed]:
+        lost[name] += 1
+    return lost
+
+
+def outlier_share(values: Sequence[float], threshold: float) -> Fraction:
+    """Share of the values above `threshold` times their mean."""
+    line = threshold * math.fsum(values) / len(values)
+    return Fraction(sum(value > line for value in values), len(values))
+
+
+def kept_by_number(tensors: Tensors, removals: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Each tensor without its smallest magnitudes."""
+    pruned = []
+    for name, tensor in tensors.items():
+        pruned += ranking({name: tensor})[: removals[name]]
+    return mask_without(tensors, pruned)
+
+
+def kept_of_row(row: Sequence[float], removed: int) -> list[bool]:
+    """Which of these values stay when the smallest go, of equal ones the first."""
+    gone = sorted(range(len(row)), key=lambda place: (row[place], place))[:removed]
+    return [place not in gone for place in range(len(row))]
+
+
+def kept_by_row(rows: Sequence[Sequence[float]], removed: int) -> list[list[bool]]:
+    """As many gone from every row, the first rows one more."""
+    each, more = divmod(removed, len(rows))
+    return [kept_of_row(row, each + (turn < more)) for turn, row in enumerate(rows)]
+
+
+def kept_by_pattern(scores: torch.Tensor, kept: int, group: int, input_dim: int = 1) -> torch.Tensor:
+    """Of every `group` values that follow each other along the input dimension, the `kept` largest."""
+    lanes = scores.detach().movedim(input_dim, -1)
+    decisions = [
+        decision
+        for lane in lanes.reshape(-1, lanes.shape[-1]).tolist()
+        for start in range(0, len(lane), group)
+        for decision in kept_of_row(lane[start : start + group], group - kept)
+    ]
+    return torch.tensor(decisions, dtype=torch.bool).reshape(lanes.shape).movedim(-1, input_dim)

@@ -27,6 +27,7 @@ from lottery_tickets import (
     compute_pruning_robustness,
     compute_sparsity,
     compute_ticket_overlap,
+    create_importance_mask,
     create_magnitude_mask,
     prunable_parameters,
     remove_mask,
@@ -260,6 +261,68 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "quantile outside": (lambda: compute_histogram_quantile(torch.ones(2), 1.5), SparsityError, r"got 1\.5"),
     "quantile of nothing": (lambda: compute_histogram_quantile(torch.ones(0), 0.5), SparsityError, "empty tensor"),
+    # Scores, allocation, patterns
+    "scores of no layer": (lambda: create_importance_mask({}, 0.5), WeightsError, "scores is empty"),
+    "NaN score": (
+        lambda: create_importance_mask(whole(last=torch.full((3, 4), torch.nan)), 0.5),
+        WeightsError,
+        r"found in last\.weight \(12\)",
+    ),
+    "scores that lack a layer": (
+        lambda: create_importance_mask(whole(last=None), 0.5, model=net()),
+        MaskMismatchError,
+        r"No scores for last\.weight of Sequential\. Score them, or pass exclude=",
+    ),
+    "scores of another shape": (
+        lambda: create_importance_mask(whole(last=torch.ones(4, 3)), 0.5, model=net()),
+        MaskMismatchError,
+        r"last\.weight: scores \(4, 3\), parameter \(3, 4\)",
+    ),
+    "scores to keep the best of": (
+        lambda: create_importance_mask(whole(), 0.5, keep="best"),
+        SparsityError,
+        "keep is 'largest' or 'smallest', .* got 'best'",
+    ),
+    "unknown allocation": (
+        lambda: create_magnitude_mask(net(), 0.5, allocation="er"),
+        SparsityError,
+        "allocation is 'global', .* 'owl' or a dict {glob: sparsity}, got 'er'",
+    ),
+    "allocation to nobody": (
+        lambda: create_magnitude_mask(net(), 0.5, allocation={"decoder.*": 0.9}),
+        SparsityError,
+        r"'decoder\.\*' matches none of the tensors; names look like 'first\.weight'",
+    ),
+    "two allocations to one tensor": (
+        lambda: create_magnitude_mask(net(), 0.5, allocation={"first.*": 0.9, "*": 0.5}),
+        SparsityError,
+        r"'first\.\*' and '\*' both match first\.weight",
+    ),
+    "allocation that leaves too much": (
+        lambda: create_magnitude_mask(net(), 0.9, allocation={"first.*": 0.1}),
+        SparsityError,
+        r"so 23 of the 12 in the other tensors would have to go for 25 in all; between 0 and 11 can",
+    ),
+    "pattern and allocation": (
+        lambda: create_magnitude_mask(net(), 0.5, pattern="2:4", allocation="erk"),
+        SparsityError,
+        "pattern='2:4' and allocation='erk' contradict each other: .* Leave one of them out",
+    ),
+    "no pattern": (
+        lambda: create_magnitude_mask(net(), 0.5, pattern="4:2"),
+        SparsityError,
+        "pattern is 'N:M', .* such as '2:4'; got '4:2'",
+    ),
+    "pattern that does not divide": (
+        lambda: create_magnitude_mask(net(), None, pattern="1:3"),
+        SparsityError,
+        r"input dimensions that 3 divides; not so: first\.weight \(4, 4\), last\.weight \(3, 4\)\. pattern_rem",
+    ),
+    "pattern of another sparsity": (
+        lambda: create_magnitude_mask(net(), 0.9, pattern="2:4"),
+        SparsityError,
+        r"pattern='2:4' removes 0\.5 of the weights, and sparsity says 0\.9\. Pass sparsity=0\.5 or None",
+    ),
     # Quality and robustness
     "no batches": (
         lambda: quality([]),

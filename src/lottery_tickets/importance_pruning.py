@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import MaskMismatchError, ParameterSelectionError, SparsityError, WeightsError
-from lottery_tickets.masks import Mask, Patterns, parameters_of, prunable_parameters
+from lottery_tickets.masks import Mask, Patterns, parameter_aliases, prunable_parameters
 from lottery_tickets.sparsity import (
     Allocation,
     PatternRemainder,
@@ -201,13 +201,27 @@ def _chosen(
                 "include and exclude choose among a model's parameters; pass model=, or fewer scores."
             )
         return dict(scores)
-    parameters_of(model, scores)
     names = list(prunable_parameters(model, include, exclude))
     missing = [name for name in names if name not in scores]
     if missing:
         raise MaskMismatchError(
             f"No scores for {', '.join(missing)} of {type(model).__name__}. Score them, or pass exclude= for what "
             "is to stay dense."
+        )
+    canonical = {alias: aliases[0] for aliases in parameter_aliases(model).values() for alias in aliases}
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    problems = []
+    for name, score in scores.items():
+        if name not in canonical:
+            problems.append(f"{name}: the model has no such parameter")
+        elif canonical[name] != name:
+            problems.append(f"{name}: tied to {canonical[name]}, which is the name to use")
+        elif isinstance(score, torch.Tensor) and score.shape != shapes[name]:
+            problems.append(f"{name}: scores {tuple(score.shape)}, parameter {tuple(shapes[name])}")
+    if problems:
+        raise MaskMismatchError(
+            f"The scores do not fit {type(model).__name__}: {'; '.join(problems)}. Score this model, or pass the "
+            "one that was scored."
         )
     return {name: scores[name] for name in names}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
 from typing import Literal, get_args
@@ -108,7 +108,7 @@ class Rule:
         _check_known("scope", self.scope, get_args(Scope))
         _check_known("pattern_remainder", self.pattern_remainder, get_args(PatternRemainder))
         if self.allocation is not None and not isinstance(self.allocation, Mapping):
-            _check_known("allocation", self.allocation, get_args(NamedAllocation), "or a dict {glob: sparsity}")
+            _check_known("allocation", self.allocation, get_args(NamedAllocation), "a dict {glob: sparsity}")
         if self.min_density is not None:
             check_sparsity(self.min_density, "min_density")
         _check_positive("owl_threshold", self.owl_threshold)
@@ -164,6 +164,7 @@ def draw_masks(ranked: Ranked, sparsity: float | Sequence[float] | None, rule: R
         WeightsError: NaN, or weights that have no magnitudes to rank.
     """
     sparsities, single = _sparsities(sparsity, rule)
+    ranked = replace(ranked, tensors=rankable(ranked.tensors))
     if rule.pattern is not None:
         bits = [_bits_by_pattern(ranked, NMPattern.parse(rule.pattern), rule.pattern_remainder)] * len(sparsities)
     elif rule.scope != "row" and rule.allocation in (None, "global"):
@@ -257,7 +258,7 @@ def _allocate(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[d
     if allocation in ("lamp", "owl"):
         _check_summable(ranked, allocation)
         if allocation == "lamp":
-            return lamp_removals(ranked.tensors, removals)
+            return lamp_removals(ranked.tensors, removals, progress=ranked.progress)
         shares = outlier_shares(ranked.tensors, rule.owl_threshold)
         return [outlier_removals(numels, shares, removed, rule.owl_lambda) for removed in removals]
     return [uniform_removals(numels, removed) for removed in removals]
@@ -270,7 +271,7 @@ def _bits_by_number(ranked: Ranked, removals: Mapping[str, int], rule: Rule) -> 
     for name, tensor in ranked.tensors.items():
         if rule.scope == "row":
             bits[name] = bits_by_row(
-                *(name, rankable({name: tensor})[name], removals[name]),
+                *(name, tensor, removals[name]),
                 *(ranked.weights, ranked.layout(name)),
                 progress=ranked.progress,
             )
@@ -317,10 +318,10 @@ def _check_summable(ranked: Ranked, allocation: str) -> None:
         )
 
 
-def _check_known(name: str, value: object, known: Sequence[str], also: str = "") -> None:
+def _check_known(name: str, value: object, known: Sequence[str], also: str | None = None) -> None:
     if value not in known:
-        listed = ", ".join(repr(one) for one in known)
-        raise SparsityError(f"{name} is one of {listed}{' ' + also if also else ''}; got {value!r}.")
+        *first, last = [*map(repr, known), *([also] if also else [])]
+        raise SparsityError(f"{name} is {', '.join(first)} or {last}, got {value!r}.")
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -2,8 +2,8 @@
 
 Sorted ascending inside its layer, weight u scores `w_u^2 / (w_u^2 + w_(u+1)^2 + ...)`, and the smallest scores of
 all layers go. Scores rise as the weights do, so the scores need not be kept: a layer loses its smallest weights,
-and only their number is to be found. Two rounds of sorting one tensor at a time find it. The first samples every
-layer's scores at even distances; counting how many weights lie surely below and possibly below each sample
+and only their number is to be found. Two rounds of sorting one tensor after the other find it. The first samples
+every layer's scores at even distances; counting how many weights lie surely below and possibly below each sample
 encloses the score at the cut. The second collects the scores inside the enclosure. Sums run from the largest
 square down in float64.
 """
@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 
 from lottery_tickets.errors import SparsityError
-from lottery_tickets.sparsity._blocks import INTEGERS, Weights, block_size
+from lottery_tickets.sparsity import _counting
+from lottery_tickets.sparsity._blocks import INTEGERS, Weights, block_size, for_each
 
 _Floats = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
@@ -45,12 +46,19 @@ class _Inside(NamedTuple):
     counts: _Integers
 
 
-def lamp_removals(tensors: Mapping[str, torch.Tensor], removals: Sequence[int]) -> list[dict[str, int]]:
+def lamp_removals(
+    tensors: Mapping[str, torch.Tensor], removals: Sequence[int], *, progress: str | None = None
+) -> list[dict[str, int]]:
     """How many weights each tensor loses by LAMP scores, for each number to remove in all.
 
     A tensor's largest weight scores 1 and is never removed. Equal scores go by position of the tensor, as weights
-    do. More removals give each tensor no fewer. Memory: a sorted copy of one tensor at a time, in its own data
-    type, and a constant.
+    do. More removals give each tensor no fewer. Memory: for each thread a sorted copy of one tensor at a time, in
+    its own data type, and a constant.
+
+    Args:
+        tensors: Name to weights without NaN and inf.
+        removals: How many weights go in all, once or several times.
+        progress: Name of a progress bar; None for none.
 
     Raises:
         SparsityError: More is to go than leaves each tensor one weight.
@@ -66,8 +74,11 @@ def lamp_removals(tensors: Mapping[str, torch.Tensor], removals: Sequence[int]) 
     wanted = [removed for removed in removals if removed]
     ranked = [name for name, numel in numels.items() if numel > 1]
     stride = max(1, most // _SAMPLES)
-    enclosures = _enclose([_samples(tensors[name], stride) for name in ranked], wanted) if wanted else []
-    inside = [_collect(tensors[name], enclosures) for name in ranked]
+    if not wanted:
+        return [dict.fromkeys(numels, 0) for _ in removals]
+    samples = for_each(lambda name: _samples(tensors[name], stride), ranked, progress=progress)
+    enclosures = _enclose(samples, wanted)
+    inside = for_each(lambda name: _collect(tensors[name], enclosures), ranked, progress=progress)
     found = {
         enclosure.removed: dict(zip(ranked, _cut(enclosure, [layer[index] for layer in inside]), strict=True))
         for index, enclosure in enumerate(enclosures)
@@ -141,12 +152,12 @@ def _scores(tensor: torch.Tensor) -> Iterator[tuple[int, _Floats]]:
     """LAMP scores in ascending order, in blocks from the largest down, each with the place of its first."""
     keys, dtype = _sorted_keys(tensor)
     size = block_size(torch.float64, _BUFFERS)
-    # A power of two divides exactly; without it squares of float64 could leave its range.
-    exponent = -math.frexp(float(_values(keys[-1:], dtype)[0]))[1]
+    # A power of two multiplies exactly; without it squares of float64 could leave its range.
+    scale = math.ldexp(1.0, min(-math.frexp(float(_values(keys[-1:], dtype)[0]))[1], 1023))
     total = 0.0
     for stop in range(keys.size, 0, -size):
         start = max(0, stop - size)
-        falling = np.square(np.ldexp(_values(keys[start:stop], dtype), exponent))[::-1]
+        falling = np.square(_values(keys[start:stop], dtype) * scale)[::-1]
         sums = falling.copy()
         sums[0] += total
         np.cumsum(sums, out=sums)
@@ -157,6 +168,9 @@ def _scores(tensor: torch.Tensor) -> Iterator[tuple[int, _Floats]]:
 def _sorted_keys(tensor: torch.Tensor) -> tuple[npt.NDArray[Any], torch.dtype]:
     """The magnitudes' bit patterns, which sort as the magnitudes do and take no more than they."""
     weights = Weights({"": tensor})
+    if weights.width == 15:  # few enough to count each
+        counts = sum(_counting.leading_bits(weights.integers(block), 0, 1 << 15) for block in weights.blocks)
+        return np.repeat(np.arange(1 << 15, dtype=np.int16), counts), tensor.dtype
     keys = np.empty(tensor.numel(), f"int{8 * tensor.element_size()}")
     for block in weights.blocks:
         keys[block.start : block.stop] = weights.magnitudes(block.start, block.stop)

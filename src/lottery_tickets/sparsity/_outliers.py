@@ -8,9 +8,11 @@ from fractions import Fraction
 
 import torch
 
-from lottery_tickets.sparsity._blocks import block_size, flat_range, for_each
+from lottery_tickets.sparsity import _counting
+from lottery_tickets.sparsity._blocks import Weights, flat_range, for_each, pattern_of
 
-_BUFFERS = 4
+# Weights added at a time: converted to float64 they stay in the processor's cache.
+_RUN = 1 << 17
 
 
 def outlier_shares(tensors: Mapping[str, torch.Tensor], threshold: float) -> dict[str, Fraction]:
@@ -23,7 +25,8 @@ def outlier_shares(tensors: Mapping[str, torch.Tensor], threshold: float) -> dic
     for names in _blocks(tensors).values():
         block = {name: tensors[name] for name in names}
         numel = sum(tensor.numel() for tensor in block.values())
-        outliers = _count_above(block, threshold * _sum(block) / numel) if numel else 0
+        line = threshold * _sum(block) / max(numel, 1)
+        outliers = sum(_count_above(tensor, line) for tensor in block.values())
         shares |= dict.fromkeys(names, Fraction(outliers, max(numel, 1)))
     return shares
 
@@ -41,19 +44,25 @@ def _blocks(names: Iterable[str]) -> dict[str, list[str]]:
 def _sum(tensors: Mapping[str, torch.Tensor]) -> float:
     """Sum of the magnitudes in float64."""
     return math.fsum(
-        for_each(lambda run: float(flat_range(*run).double().abs().sum()), list(_runs(tensors.values())))
+        for_each(
+            lambda run: float(torch.linalg.vector_norm(flat_range(*run), 1, dtype=torch.float64)),
+            [
+                (tensor, start, min(start + _RUN, tensor.numel()))
+                for tensor in tensors.values()
+                for start in range(0, tensor.numel(), _RUN)
+            ],
+        )
     )
 
 
-def _count_above(tensors: Mapping[str, torch.Tensor], line: float) -> int:
-    counts = for_each(
-        lambda run: int((flat_range(*run).double().abs() > line).sum()), list(_runs(tensors.values()))
-    )
-    return sum(counts)
+def _count_above(tensor: torch.Tensor, line: float) -> int:
+    """How many magnitudes are greater than the line."""
+    weights = Weights({"": tensor})
+    key = _largest_pattern_upto(line, weights.dtype)
+    return sum(for_each(lambda block: int(_counting.above(weights.integers(block), [key])[0]), weights.blocks))
 
 
-def _runs(tensors: Iterable[torch.Tensor]) -> Iterable[tuple[torch.Tensor, int, int]]:
-    size = block_size(torch.float64, _BUFFERS)
-    for tensor in tensors:
-        for start in range(0, tensor.numel(), size):
-            yield tensor, start, min(start + size, tensor.numel())
+def _largest_pattern_upto(line: float, dtype: torch.dtype) -> int:
+    """The pattern of the largest magnitude of this type that is not above the line."""
+    nearest = float(torch.tensor(line, dtype=dtype))
+    return pattern_of(nearest, dtype) - (nearest > line)
