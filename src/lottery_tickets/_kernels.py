@@ -237,3 +237,21 @@ def keep(weights: Any, packed: Any, kept: Any) -> None:
             kept[position] = weights[position]
         else:
             kept[position] = 0
+
+
+@njit(nogil=True, cache=True)
+def count_slots(keys: Any, slots: Any, counts: Any) -> None:
+    """Count keys whose upper 16 bits have a slot (not -1), by that slot and their lower 16 bits."""
+    for position in range(keys.size):
+        slot = slots[keys[position] >> 16]
+        if slot >= 0:
+            counts[(np.int64(slot) << 16) + (keys[position] & 0xFFFF)] += 1
+
+
+@njit(nogil=True, cache=True)
+def add_from_slots(keys: Any, slots: Any, values: Any, out: Any) -> None:
+    """Add to each place the value of its key, where the key's upper 16 bits have a slot."""
+    for position in range(keys.size):
+        slot = slots[keys[position] >> 16]
+        if slot >= 0:
+            out[position] += values[(np.int64(slot) << 16) + (keys[position] & 0xFFFF)]

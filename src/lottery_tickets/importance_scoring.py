@@ -9,14 +9,26 @@ evaluation mode, the mode in which all scores are computed. The model comes back
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict, get_args, overload
 
 import torch
 from torch import nn
 
-from lottery_tickets._batches import LossFunction
+from lottery_tickets._batches import LossFunction, batches_of
 from lottery_tickets.errors import ScoreError
-from lottery_tickets.gradients import Criterion, Options, Scored, Store, compute_scores
+from lottery_tickets.gradients import (
+    Criterion,
+    Options,
+    Scored,
+    Store,
+    add_ranks,
+    check_finite,
+    compute_scores,
+    compute_wanda_importance,
+    scorable,
+)
 from lottery_tickets.masks import Patterns
 
 __all__ = [
@@ -25,9 +37,12 @@ __all__ = [
     "compute_fisher_importance",
     "compute_gradient_importance",
     "compute_gradient_norm_importance",
+    "compute_hybrid_importance",
+    "compute_magnitude_importance",
     "compute_obd_importance",
     "compute_snip_importance",
     "compute_taylor_importance",
+    "compute_wanda_importance",
 ]
 
 Scores = dict[str, torch.Tensor]
@@ -360,6 +375,118 @@ def compute_snip_importance(model: nn.Module, dataloader: Any, **options: Any) -
         equations 4 and 5.
     """
     return _scores(model, dataloader, "snip", options)
+
+
+def compute_magnitude_importance(
+    model: nn.Module, *, include: Patterns = None, exclude: Patterns = None
+) -> Scores:
+    """Magnitude: `|w|`. The scores are a float32 copy; `create_magnitude_mask` needs none.
+
+    Args:
+        model: Any module.
+        include: Widens what is scored; see `prunable_parameters`.
+        exclude: Narrows it.
+
+    Returns:
+        Scores by name.
+
+    Raises:
+        ParameterSelectionError: Nothing to score.
+        ScoreError: Weights that are not finite.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets.importance_scoring import compute_magnitude_importance
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[1.0, -2.0]]))
+        >>> compute_magnitude_importance(model)
+        {'weight': tensor([[1., 2.]])}
+
+    References:
+        Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015, section 3.
+    """
+    scores = {}
+    for name, parameter in scorable(model, include, exclude).items():
+        scores[name] = parameter.detach().to(torch.float32, copy=True).abs_().cpu()
+        check_finite(name, scores[name])
+    return scores
+
+
+def compute_hybrid_importance(
+    model: nn.Module,
+    dataloader: Any,
+    weights: Mapping[str, float],
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    **shared: Any,
+) -> Scores:
+    """Weighted sum of several criteria's ranks: `sum_c a_c rank_c(w) / N`.
+
+    rank_c is the place of the weight among all N by criterion c, 1 for the least important; equal scores share the
+    mean of their places. So the scales of the criteria do not matter, only the factors a_c. Ranks are found by
+    counting. One criterion's scores are held at a time.
+
+    Args:
+        model: See `compute_gradient_importance`.
+        dataloader: See there; gone through once for each criterion that needs data.
+        weights: Criterion to its factor a_c, such as `{"magnitude": 0.5, "fisher": 0.5}`: "magnitude",
+            "grad_norm", "taylor", "fisher", "obd", "snip", "wanda".
+        include: Widens what is scored; see `prunable_parameters`.
+        exclude: Narrows it.
+        options: Criterion to further keyword arguments of its own function.
+        shared: Keyword arguments of every function that needs data: num_samples, seed, progress.
+
+    Returns:
+        Scores by name.
+
+    Raises:
+        ScoreError: An unknown criterion, a factor that is not positive, or see the criteria's own functions.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets.importance_scoring import compute_hybrid_importance
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[1.0, -2.0]]))
+        >>> batch = (torch.tensor([[3.0, 1.0]]), torch.zeros(1, 1))
+        >>> compute_hybrid_importance(model, batch, {"magnitude": 1.0, "grad_norm": 0.5})
+        {'weight': tensor([[1.0000, 1.2500]])}
+    """
+    functions = _functions()
+    given = dict(options or {})
+    for name, factor in [*weights.items(), *dict.fromkeys(given, 1.0).items()]:
+        if name not in functions:
+            raise ScoreError(f"{name!r} is no criterion of a hybrid; there are {sorted(functions)}.")
+        if not 0 < factor < math.inf:
+            raise ScoreError(f"The factor of {name!r} is a positive number, got {factor!r}.")
+    if not weights:
+        raise ScoreError("weights is empty; give at least one criterion and its factor.")
+    parameters = scorable(model, include, exclude)
+    ranks = {name: torch.zeros(parameter.shape) for name, parameter in parameters.items()}
+    batches = dataloader
+    if iter(batches_of(batches)) is batches:
+        batches = list(batches)
+    for criterion, factor in weights.items():
+        chosen: dict[str, Any] = {"include": include, "exclude": exclude, **given.get(criterion, {})}
+        if criterion == "magnitude":
+            scores = compute_magnitude_importance(model, **chosen)
+        else:
+            scores = functions[criterion](model, batches, **shared, **chosen)
+        add_ranks(scores, float(factor), ranks)
+    return ranks
+
+
+def _functions() -> dict[str, Callable[..., Scores]]:
+    return {
+        "magnitude": compute_magnitude_importance,
+        "grad_norm": compute_gradient_norm_importance,
+        "taylor": compute_taylor_importance,
+        "fisher": compute_fisher_importance,
+        "obd": compute_obd_importance,
+        "snip": compute_snip_importance,
+        "wanda": compute_wanda_importance,
+    }
 
 
 def _scores(model: nn.Module, dataloader: Any, criterion: str, given: dict[str, Any]) -> Scores:

@@ -8,8 +8,10 @@ from lottery_tickets._batches._measure import (
     batches_of,
     check_precision,
     evaluating,
+    kept_positions,
     measure,
     measure_mean,
+    run,
 )
 from lottery_tickets._batches._units import SampleLosses
 
@@ -21,8 +23,10 @@ __all__ = [
     "batches_of",
     "check_precision",
     "evaluating",
+    "kept_positions",
     "measure",
     "measure_mean",
+    "run",
     "samples_of",
     "size_of",
     "total",

@@ -96,6 +96,18 @@ def measure(
     return _conventional_loss(convention, base, logits, request, high=high)
 
 
+def run(model: nn.Module, batch: Any) -> None:
+    """Call the model on a batch, for what happens inside; labels are not needed."""
+    request, base = request_of(model, batch), conventions.unwrapped(model)
+    call(model, with_decoder_inputs(base, conventions.convention_of(base), request))
+
+
+def kept_positions(model: nn.Module, batch: Any) -> torch.Tensor | None:
+    """(B, T) bool on the model's device, where the batch is not padding; None where it does not say."""
+    mask = request_of(model, batch).kwargs.get("attention_mask")
+    return mask != 0 if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+
+
 def measure_mean(
     model: nn.Module,
     batches: Iterable[Any],

@@ -3,9 +3,11 @@
 from lottery_tickets.gradients._data import Samples
 from lottery_tickets.gradients._model import borrowed
 from lottery_tickets.gradients._passes import Gradients, Grouping
+from lottery_tickets.gradients._ranks import add_ranks
 from lottery_tickets.gradients._scores import Criterion, Options, Scored, compute_scores, scorable
 from lottery_tickets.gradients._stores import Store, Tensors
 from lottery_tickets.gradients._sums import Moments, Statistic, Sums, check_finite
+from lottery_tickets.gradients._wanda import compute_wanda_importance
 
 __all__ = [
     "Criterion",
@@ -19,8 +21,10 @@ __all__ = [
     "Store",
     "Sums",
     "Tensors",
+    "add_ranks",
     "borrowed",
     "check_finite",
     "compute_scores",
+    "compute_wanda_importance",
     "scorable",
 ]

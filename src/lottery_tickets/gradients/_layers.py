@@ -18,6 +18,11 @@ def is_stock_layer(module: nn.Module) -> bool:
     return "forward" not in vars(module) and _stock_class(module) is not None
 
 
+def is_convolution(module: nn.Module) -> bool:
+    """Whether the layer slides a kernel."""
+    return isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED))
+
+
 def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """The layer's input, however it was passed."""
     name = next(iter(inspect.signature(type(module).forward).parameters.keys() - {"self", "output_size"}))
@@ -29,16 +34,16 @@ def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def add_weight_gradient(
     layer: Any, inputs: torch.Tensor, outputs: torch.Tensor, into: torch.Tensor, *, first: bool
 ) -> None:
-    """Gradient of the layer's weight, summed over all positions of the inputs, in float32.
+    """Gradient of the layer's weight, summed over all positions of the inputs.
 
     Args:
         layer: A stock layer.
         inputs: What it was given, with or without a dimension of samples.
         outputs: Gradient of what it returned.
-        into: Float32, in the shape of the weight.
+        into: In the shape of the weight, of the type to compute in.
         first: Overwrite `into`, else add to it.
     """
-    if isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED)):
+    if is_convolution(layer):
         gradient = _convolution_gradient(layer, inputs.to(into), outputs.to(into))
         into.copy_(gradient) if first else into.add_(gradient)
         return

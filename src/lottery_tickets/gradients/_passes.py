@@ -111,12 +111,15 @@ class Gradients:
             with taps.forward(size_of(piece) if self.grouping == "sample" else None):
                 rows = self._rows(piece)
             _check_finite(rows, number)
+            weights = rows.counted.to(rows.losses)
             counted = [row for row, has_units in enumerate(rows.counted.tolist()) if has_units]
             if not counted:
                 return Counter()
             whole = self.grouping != "sample"
-            backward = Backward(rows.losses, taps, plan.others, [0] if whole else counted)
-            weights = rows.counted.to(rows.losses)
+            # By themselves: what could draw other labels holds the logits.
+            losses = rows.losses
+            del rows
+            backward = Backward(losses, taps, plan.others, [0] if whole else counted)
             if self.grouping == "batch mean":
                 weights = weights / len(counted)
             if self.clip is not None:

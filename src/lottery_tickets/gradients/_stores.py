@@ -35,13 +35,14 @@ class Tensors:
         self.dtype = dtype
         self._map: mmap.mmap | None = None
         self._spans: dict[str, tuple[int, int]] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._like: Mapping[str, torch.Tensor] = {}
+        self._beside = False
         if isinstance(store, os.PathLike) or store == "disk":
             self._tensors = self._mapped({name: one.shape for name, one in like.items()}, store)
         elif store in ("cpu", "device"):
-            self._tensors = {
-                name: torch.zeros(one.shape, dtype=dtype, device=one.device if store == "device" else "cpu")
-                for name, one in like.items()
-            }
+            self._like = like
+            self._beside = store == "device"
         else:
             raise ScoreError(f"store is 'cpu', 'disk', 'device' or a path, got {store!r}.")
 
@@ -49,7 +50,7 @@ class Tensors:
     def use(self, name: str) -> Iterator[torch.Tensor]:
         """One tensor, to read and write; the pages of a mapped one leave this process's memory afterwards."""
         try:
-            yield self._tensors[name]
+            yield self._there(name)
         finally:
             if self._map is not None and self._spans[name][1]:
                 # The mapping is shared, so what was written stays in the file.
@@ -57,7 +58,15 @@ class Tensors:
 
     def all(self) -> dict[str, torch.Tensor]:
         """The tensors themselves."""
-        return dict(self._tensors)
+        return {name: self._there(name) for name in self._like or self._tensors}
+
+    def _there(self, name: str) -> torch.Tensor:
+        # Not before it is needed: at the start of a backward pass memory is full of activations.
+        if name not in self._tensors:
+            like = self._like[name]
+            device = like.device if self._beside else "cpu"
+            self._tensors[name] = torch.zeros(like.shape, dtype=self.dtype, device=device)
+        return self._tensors[name]
 
     def _mapped(self, shapes: Mapping[str, torch.Size], store: Store) -> dict[str, torch.Tensor]:
         header, size = self._layout(shapes)
