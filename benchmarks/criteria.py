@@ -24,7 +24,7 @@ from _common import MIB, machine, write_results
 from lottery_tickets._data import model_folder, text_file
 from lottery_tickets.cli._calibration import Excerpt, kept_apart
 from lottery_tickets.cli._comparison import Comparison, Row
-from lottery_tickets.cli._criteria import CRITERIA, Criterion
+from lottery_tickets.cli._criteria import CRITERIA, Criterion, criterion_of
 from lottery_tickets.cli._spreads import Spread
 from lottery_tickets.large_models import load_model, load_tokenizer
 
@@ -35,6 +35,7 @@ CALIBRATION_START = 100_000
 BATCH_SIZE = 8
 SPARSITIES = (0.3, 0.5)
 PATTERN = "2:4"
+HYBRID = "magnitude+fisher"
 COSTLY = ("grasp", "synflow")
 
 
@@ -113,6 +114,7 @@ def main() -> None:
     chosen = parser.parse_args()
     console = Console()
     criteria = [one for one in CRITERIA.values() if chosen.all or one.name not in COSTLY]
+    criteria.append(criterion_of(HYBRID))
     windows, samples = (2, 2) if chosen.quick else (chosen.windows, chosen.samples)
     if chosen.quick:
         criteria = criteria[:2]

@@ -31,7 +31,7 @@ from lottery_tickets import (
 from lottery_tickets._score_files import read_scores, write_scores
 from lottery_tickets.cli import app
 from lottery_tickets.cli._calibration import Excerpt, kept_apart
-from lottery_tickets.cli._criteria import CRITERIA
+from lottery_tickets.cli._criteria import CRITERIA, criterion_of
 from lottery_tickets.cli._meter import metered
 from lottery_tickets.cli._windows import text_windows
 from lottery_tickets.errors import EvaluationError
@@ -425,14 +425,32 @@ def test_what_cannot_be_met_shows_before_scores_are_computed(
     assert "unexpected AssertionError: scored" in fail(*comparing)
 
 
-@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("name", [*CRITERIA, "magnitude+0.5fisher"])
 def test_every_criterion_draws(model: Path, text: Path, tmp_path: Path, name: str) -> None:
-    source = ["--calibration", text, *SHORT] if CRITERIA[name].needs_text else []
+    source = ["--calibration", text, *SHORT] if criterion_of(name).needs_text else []
     succeed("mask", model, "--criterion", name, *source, "-s", 0.5, "-o", tmp_path, "--quiet")
     ticket = Mask.load(tmp_path / f"{name}-0.5.safetensors")
     assert ticket.sparsity == pytest.approx(0.5, abs=1e-3)
     assert (ticket == create_magnitude_mask(load(model), 0.5)) == (name == "magnitude")
     assert ticket.metadata["criterion"] == name
+
+
+@pytest.mark.filterwarnings("ignore:Layer collapse")
+def test_wanda_compares_within_rows_unless_told(model: Path, text: Path, tmp_path: Path) -> None:
+    windows = text_windows(load_tokenizer(model), text, 16, count=6)
+    dense = load(model, torch.float32)
+    ranks = importance_scoring.compute_wanda_importance(dense, windows, progress=False)
+    options = ["mask", model, "--criterion", "wanda", "--calibration", text, *SHORT, "-s", 0.5, "--quiet"]
+    for name, more, how in (
+        ("own", [], {"scope": "row"}),
+        ("global", ["--scope", "global"], {}),
+        ("owl", ["--allocation", "owl"], {"allocation": "owl", "scope": "row"}),
+        ("lamp", ["--allocation", "lamp"], {"allocation": "lamp"}),
+    ):
+        succeed(*options, *more, "-o", tmp_path / name)
+        ticket = Mask.load(tmp_path / name / "wanda-0.5.safetensors")
+        assert ticket == create_importance_mask(ranks, 0.5, model=dense, progress=False, **how), name
+        assert ticket.metadata["scope"] == how.get("scope", "global")
 
 
 # --- compare ---
@@ -645,6 +663,8 @@ def test_an_error_is_one_line(
         "mask m -s 0.5 --allocation a*=much -o x",
         "mask m -s 0.5 --criterion luck -o x",
         "mask m -s 0.5 --criterion fisher -o x",
+        "mask m -s 0.5 --criterion fisher+luck --calibration x -o x",
+        "mask m -s 0.5 --criterion 2fisher --calibration x -o x",
         "mask m -s 0.5 --calibration x -o x",
         "mask m -s 0.5 --scores x --criterion fisher -o x",
         "score m --criterion fisher -o x",

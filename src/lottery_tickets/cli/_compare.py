@@ -22,7 +22,7 @@ from lottery_tickets.cli._arguments import (
     model_name,
 )
 from lottery_tickets.cli._calibration import BatchSizeOption, Excerpt, SamplesOption, kept_apart
-from lottery_tickets.cli._criteria import CRITERIA, Criterion, criterion_of
+from lottery_tickets.cli._criteria import CRITERIA, HYBRIDS, Criterion, criterion_of
 from lottery_tickets.cli._shell import Report, Session, command, new_table, number, strict, with_interval
 from lottery_tickets.cli._spreads import ALLOCATIONS, Remainder, RemainderOption, Scope, Spread
 
@@ -35,8 +35,8 @@ MIB = 1 << 20
 @command(
     app,
     "compare",
-    "lottery-tickets compare ./my-model --criteria magnitude,taylor,fisher -s 0.3 -s 0.5 --text book.txt",
-    "lottery-tickets compare ./my-model --criteria magnitude,fisher --scope layer --scope row -s 0.5 "
+    "lottery-tickets compare ./my-model --criteria magnitude,wanda,fisher -s 0.3 -s 0.5 --text book.txt",
+    "lottery-tickets compare ./my-model --criteria magnitude,wanda --scope layer --scope row -s 0.5 "
     "--pattern 2:4 --text book.txt -o comparison.json --plot comparison.svg",
 )
 def compare(
@@ -46,8 +46,8 @@ def compare(
         Path, typer.Option("--text", help="UTF-8 text to judge by; also to calibrate by, from another part.")
     ],
     criteria: Annotated[
-        str, typer.Option(metavar="NAME,NAME...", help=f"What to rank by: {', '.join(CRITERIA)}.")
-    ] = "magnitude,fisher",
+        str, typer.Option(metavar="NAME,NAME...", help=f"What to rank by: {', '.join(CRITERIA)}. {HYBRIDS}")
+    ] = "magnitude,wanda,fisher",
     sparsity: Annotated[
         list[float] | None, typer.Option("--sparsity", "-s", help="Fraction to remove, in [0, 1). Repeatable.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,6 +28,7 @@ class Criterion:
         needs_text: Whether scores come from data.
         scope: What is compared unless the user says: all weights, or those of an output row.
         keep: Which end of the scores stays.
+        factors: Of a hybrid, its criteria and what their ranks are multiplied by.
     """
 
     name: str
@@ -35,33 +37,51 @@ class Criterion:
     needs_text: bool = True
     scope: str = "global"
     keep: Literal["largest", "smallest"] = "largest"
+    factors: tuple[tuple[str, float], ...] = ()
 
 
 _ALL = (
     Criterion("magnitude", "|w|", needs_text=False),
+    Criterion("wanda", "|w| times the norm of its input", "compute_wanda_importance", scope="row"),
     Criterion("grad_norm", "mean |dL/dw|", "compute_gradient_norm_importance"),
     Criterion("taylor", "mean |w dL/dw|", "compute_taylor_importance"),
     Criterion("fisher", "mean (dL/dw)^2", "compute_fisher_importance"),
     Criterion("obd", "w^2 mean (dL/dw)^2 / 2", "compute_obd_importance"),
     Criterion("snip", "|w dL/dw| of one batch", "compute_snip_importance"),
 )
+HYBRIDS = "Sums of ranks are written magnitude+0.5fisher."
+_MEMBER = re.compile(r"(\d*\.?\d*)([a-z_]+)")
 CRITERIA: Mapping[str, Criterion] = {criterion.name: criterion for criterion in _ALL}
 
 
 def criterion_of(name: str) -> Criterion:
-    """The criterion of this name, for options.
+    """The criterion of this name, for options; names joined by plus signs are a hybrid.
 
     Raises:
         BadParameter: No such criterion.
+
+    Example:
+        >>> from lottery_tickets.cli._criteria import criterion_of
+        >>> criterion_of("0.5magnitude+fisher").factors
+        (('magnitude', 0.5), ('fisher', 1.0))
     """
-    if name not in CRITERIA:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(CRITERIA)}.")
-    return CRITERIA[name]
+    if name in CRITERIA:
+        return CRITERIA[name]
+    found = [_MEMBER.fullmatch(part) for part in name.split("+")]
+    factors = tuple((part[2], float(part[1] or 1)) for part in found if part and part[2] in CRITERIA)
+    if len(factors) < max(2, len(found)):
+        raise typer.BadParameter(
+            f"{name!r} is not one of {', '.join(CRITERIA)}, nor several of them joined by plus signs, each with "
+            "its factor before it if that is not 1."
+        )
+    return Criterion(name, "sum of ranks", "compute_hybrid_importance", factors=factors)
 
 
 def criterion_option(description: str) -> Any:
     """`--criterion`, with the names that it takes."""
-    return typer.Option("--criterion", parser=criterion_of, metavar=f"[{'|'.join(CRITERIA)}]", help=description)
+    return typer.Option(
+        "--criterion", parser=criterion_of, metavar=f"[{'|'.join(CRITERIA)}]", help=f"{description} {HYBRIDS}"
+    )
 
 
 def compute_scores(
@@ -80,4 +100,5 @@ def compute_scores(
     options: dict[str, Any] = {"include": include, "exclude": exclude, "progress": progress}
     if not criterion.needs_text:
         return scorer(model, **options)
-    return scorer(model, batches, num_samples=None, seed=seed, **options)
+    data: tuple[Any, ...] = (batches, dict(criterion.factors)) if criterion.factors else (batches,)
+    return scorer(model, *data, num_samples=None, seed=seed, **options)

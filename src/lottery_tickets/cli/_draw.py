@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     "mask",
     "lottery-tickets mask HuggingFaceTB/SmolLM2-135M --sparsity 0.5 --sparsity 0.9 -o tickets",
     "lottery-tickets mask ./my-model --sparsity 0.7 --allocation erk --exclude '*.down_proj.weight' -o tickets",
-    "lottery-tickets mask ./my-model --criterion fisher --pattern 2:4 --calibration book.txt -o tickets",
+    "lottery-tickets mask ./my-model --criterion wanda --pattern 2:4 --calibration book.txt -o tickets",
     "lottery-tickets mask ./my-model --scores scores/fisher.safetensors --sparsity 0.5 -o tickets",
 )
 def mask(
@@ -101,7 +101,7 @@ def mask(
     """Draw tickets from a model: one file per sparsity, all from one ranking of the weights.
 
     Exactly round(sparsity * N) of the N prunable weights are removed, those that rank lowest by the criterion. The
-    files are called CRITERION-SPARSITY.safetensors (fisher-2of4 for a pattern), and say what they were drawn from.
+    files are called CRITERION-SPARSITY.safetensors (wanda-2of4 for a pattern), and say what they were drawn from.
     """
     sparsities = sparsity or []
     _check_usage(sparsities, pattern, criterion, scores, calibration)

@@ -30,7 +30,7 @@ from lottery_tickets.cli._shell import Report, Session, command, new_table
     app,
     "score",
     "lottery-tickets score ./my-model --criterion fisher --data book.txt -o scores",
-    "lottery-tickets score ./my-model --criterion taylor --criterion obd --data book.txt --samples 32 -o scores",
+    "lottery-tickets score ./my-model --criterion taylor --criterion wanda --data book.txt --samples 32 -o scores",
 )
 def score(
     session: Session,

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from lottery_tickets.cli._calibration import Excerpt
-from lottery_tickets.cli._criteria import CRITERIA, Criterion, compute_scores
+from lottery_tickets.cli._criteria import CRITERIA, Criterion, compute_scores, criterion_of
 from lottery_tickets.errors import ScoreFileError
 
 if TYPE_CHECKING:
@@ -128,9 +130,11 @@ def read_scored(path: Path) -> Scored:
 
     scores, metadata = read_scores(path)
     name = metadata.get("criterion", "")
-    if name not in CRITERIA:
+    try:
+        criterion = criterion_of(name)
+    except typer.BadParameter as error:
         raise ScoreFileError(
             f"{path}: criterion {name!r} is not known here, so neither is which of its scores are to stay; known "
             f"are {', '.join(CRITERIA)}."
-        )
-    return Scored(CRITERIA[name], scores, metadata)
+        ) from error
+    return Scored(criterion, scores, metadata)
