@@ -3,7 +3,7 @@
     python benchmarks/criteria.py [--quick] [--all] [--windows N] [--samples N]
 
 In float32 on the World English Bible: scores from 16 sequences of 128 tokens past the first chapters, which the
-model has by heart; perplexity on windows of 512 tokens from the middle. Every criterion draws with one threshold
+model has by heart; perplexity on windows of 256 tokens from the middle. Every criterion draws with one threshold
 for all weights, with one per tensor (per output row where that is the criterion's own way) and 2:4; magnitude
 draws with all of them. GraSP and SynFlow are left out for their cost (a second backward pass a batch; 100 rounds);
 --all takes them in. Seconds and memory are of scoring and drawing in this process, as `lottery-tickets compare`
@@ -28,7 +28,7 @@ from lottery_tickets.cli._criteria import CRITERIA, Criterion, criterion_of
 from lottery_tickets.cli._spreads import Spread
 from lottery_tickets.large_models import load_model, load_tokenizer
 
-CONTEXT = 512
+CONTEXT = 256
 TEST_START = 2_000_000
 CALIBRATION_CONTEXT = 128
 CALIBRATION_START = 100_000
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two windows, two samples, nothing written")
     parser.add_argument("--all", action="store_true", help=f"the costly ones too: {', '.join(COSTLY)}")
-    parser.add_argument("--windows", type=int, default=4, help="of the test text")
+    parser.add_argument("--windows", type=int, default=6, help="of the test text")
     parser.add_argument("--samples", type=int, default=16, help="sequences of the calibration text")
     chosen = parser.parse_args()
     console = Console()
