@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Batches = list[Any]
 Losses = Callable[[nn.Module, Any], Iterator[torch.Tensor]]
@@ -143,21 +145,21 @@ def labelled_texts() -> Batches:
 def class_losses(model: nn.Module, batch: Any) -> Iterator[torch.Tensor]:
     """Of one sample after the other."""
     for x, y in zip(*batch, strict=True):
-        yield F.cross_entropy(model(x[None]).float(), y[None])
+        yield F.cross_entropy(model(x[None]), y[None])
 
 
 def text_losses(model: nn.Module, batch: Any) -> Iterator[torch.Tensor]:
     """Of one sequence after the other, the padding cut off: the mean over its tokens."""
     for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         ids = row[: int(mask.sum())][None]
-        logits = model(input_ids=ids, use_cache=False).logits.float()
+        logits = model(input_ids=ids, use_cache=False).logits
         yield F.cross_entropy(logits[0, :-1], ids[0, 1:])
 
 
 def labelled_losses(model: nn.Module, batch: Any) -> Iterator[torch.Tensor]:
     for row, mask, label in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
         ids = row[: int(mask.sum())][None]
-        yield F.cross_entropy(model(input_ids=ids).logits.float(), label[None])
+        yield F.cross_entropy(model(input_ids=ids).logits, label[None])
 
 
 def gradients(
@@ -179,6 +181,89 @@ def gradients(
     for module, mode in modes:
         module.training = mode
     return found
+
+
+def grasp(
+    model: nn.Module, parameters: dict[str, nn.Parameter], batches: Batches, losses: Losses
+) -> dict[str, torch.Tensor]:
+    """-w H g of the mean loss, by differentiating the gradient times itself (held constant)."""
+    copied = copy.deepcopy(model).double().eval().requires_grad_(True)
+    found = prunable(copied, parameters)
+    with sdpa_kernel(SDPBackend.MATH):
+        each = [loss for batch in batches for loss in losses(copied, _double(batch))]
+        gradient = torch.autograd.grad(torch.stack(each).mean(), found, create_graph=True)
+        flow = sum((one.detach() * one).sum() for one in gradient)
+        product = torch.autograd.grad(flow, found, allow_unused=True)
+    return {
+        name: -weight.detach() * (torch.zeros_like(weight) if one is None else one)
+        for name, weight, one in zip(parameters, found, product, strict=True)
+    }
+
+
+def prunable(model: nn.Module, like: dict[str, nn.Parameter]) -> list[nn.Parameter]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return [named[name] for name in like]
+
+
+def _double(batch: Any) -> Any:
+    if isinstance(batch, dict):
+        return batch
+    return tuple(one.double() if one.is_floating_point() else one for one in batch)
+
+
+def wanda(
+    model: nn.Module, parameters: dict[str, nn.Parameter], batches: Batches, losses: Losses
+) -> dict[str, torch.Tensor]:
+    """|w| times the norm of its inputs, told by the layers' inputs sample by sample; convolutions unfold them."""
+    copied = copy.deepcopy(model).double().eval()
+    names = {id(one): name for name, one in zip(parameters, prunable(copied, parameters), strict=True)}
+    squares = {name: torch.zeros(one.shape, dtype=torch.float64) for name, one in parameters.items()}
+
+    def watch(layer: nn.Module, args: Any, _output: Any) -> None:
+        x, total = args[0].detach(), squares[names[id(layer.weight)]]
+        if isinstance(layer, nn.Linear):
+            total += (x.reshape(-1, x.shape[-1]) ** 2).sum(0)
+        elif type(layer).__name__ == "Conv1D":
+            total += (x.reshape(-1, x.shape[-1]) ** 2).sum(0)[:, None]
+        else:
+            # The output is linear in the weight: its derivative is what the weight is multiplied with.
+            plain = copy.deepcopy(layer)
+            plain._forward_hooks.clear()
+
+            def out(weight: torch.Tensor) -> torch.Tensor:
+                return torch.func.functional_call(plain, {"weight": weight}, (x,))
+
+            used = torch.autograd.functional.jacobian(out, layer.weight.detach())
+            total += (used**2).reshape(-1, *total.shape).sum(0)
+
+    handles = [
+        module.register_forward_hook(watch)
+        for module in copied.modules()
+        if id(getattr(module, "weight", None)) in names
+    ]
+    with torch.no_grad():
+        for batch in batches:
+            list(losses(copied, _double(batch)))
+    for handle in handles:
+        handle.remove()
+    return {name: one.detach().double().abs() * squares[name].sqrt() for name, one in parameters.items()}
+
+
+def ranks(scores: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Places over all scores as fractions of their number, the smallest first; equal ones share their mean."""
+    everything = [value for score in scores.values() for value in score.flatten().tolist()]
+
+    def place(value: float) -> float:
+        below = sum(other < value for other in everything)
+        equal = sum(other == value for other in everything)
+        return (below + (equal + 1) / 2) / len(everything)
+
+    return {
+        name: torch.tensor([place(value) for value in score.flatten().tolist()], dtype=torch.float64).view(
+            score.shape
+        )
+        for name, score in scores.items()
+    }
 
 
 def mean(samples: list[torch.Tensor]) -> torch.Tensor:

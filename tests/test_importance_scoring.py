@@ -8,18 +8,25 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import scoring
 from lottery_tickets import prunable_parameters
 from lottery_tickets.errors import ScoreError
+from lottery_tickets.gradients import add_ranks
 from lottery_tickets.importance_scoring import (
     compute_fisher_importance,
     compute_gradient_importance,
     compute_gradient_norm_importance,
+    compute_grasp_importance,
+    compute_hybrid_importance,
+    compute_magnitude_importance,
     compute_obd_importance,
     compute_snip_importance,
     compute_taylor_importance,
+    compute_wanda_importance,
 )
 
 TOLERANCE = 1e-5
@@ -167,6 +174,60 @@ def _described(model: nn.Module) -> Any:
             ],
         ]
     )
+
+
+# ---------------------------------------------------------------- criteria that are no means over samples
+
+
+def test_grasp_is_a_double_backward(case: Case) -> None:
+    model, batches, losses, include = case
+    weights = prunable_parameters(model, include)
+    expected = scoring.grasp(model, weights, batches, losses)
+    scores = compute_grasp_importance(model, batches, include=include)
+    assert any(bool((score < 0).any()) for score in scores.values())
+    assert scoring.error(scores, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("maker", [name for name, maker in MAKERS.items() if "functional" not in name])
+def test_wanda_is_the_norm_of_what_a_weight_is_multiplied_with(maker: str) -> None:
+    torch.manual_seed(1)
+    model, batches, losses, _ = MAKERS[maker]()
+    weights = prunable_parameters(model)
+    scores = compute_wanda_importance(model, batches)
+    assert scoring.error(scores, scoring.wanda(model, weights, batches, losses)) < TOLERANCE
+
+
+def test_wanda_names_the_weights_it_cannot_see() -> None:
+    model = scoring.Functional()
+    with pytest.raises(ScoreError, match=r"attention\.out_proj\.weight"):
+        compute_wanda_importance(model, scoring.token_pairs())
+
+
+def test_hybrid_ranks_share_their_mean_place_where_scores_are_equal() -> None:
+    torch.manual_seed(0)
+    model, batches = scoring.mlp(), scoring.pairs(7)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.mul(8).round())  # many ties, zeros among them
+    factors = {"magnitude": 0.3, "fisher": 1.0}
+    parts = [(0.3, compute_magnitude_importance(model)), (1.0, compute_fisher_importance(model, batches))]
+    expected = {name: torch.zeros(score.shape, dtype=torch.float64) for name, score in parts[0][1].items()}
+    for factor, scores in parts:
+        for name, ranks in scoring.ranks(scores).items():
+            expected[name] += factor * ranks
+    hybrid = compute_hybrid_importance(model, iter(batches), factors)
+    assert scoring.error(hybrid, expected) < 1e-6
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=60), st.integers(1, 3))
+def test_ranks_by_counting_are_ranks_by_comparing(values: list[float], slots: int) -> None:
+    scores = {"a": torch.tensor(values[: len(values) // 2]), "b": torch.tensor(values[len(values) // 2 :])}
+    into = {name: torch.zeros(score.shape) for name, score in scores.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lottery_tickets.gradients._ranks._SLOTS", slots)
+        add_ranks(scores, 2.0, into)
+    for name, ranks in scoring.ranks(scores).items():
+        assert into[name].double() == pytest.approx(2 * ranks, rel=1e-6)
 
 
 # ---------------------------------------------------------------- what counts

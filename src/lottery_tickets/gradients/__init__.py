@@ -1,6 +1,7 @@
 """Gradients of single samples inside the backward pass, and the sums they are consumed by."""
 
 from lottery_tickets.gradients._data import Samples
+from lottery_tickets.gradients._grasp import compute_grasp_importance
 from lottery_tickets.gradients._model import borrowed
 from lottery_tickets.gradients._passes import Gradients, Grouping
 from lottery_tickets.gradients._ranks import add_ranks
@@ -24,6 +25,7 @@ __all__ = [
     "add_ranks",
     "borrowed",
     "check_finite",
+    "compute_grasp_importance",
     "compute_scores",
     "compute_wanda_importance",
     "scorable",
