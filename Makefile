@@ -41,6 +41,7 @@ docs: $(INSTALLED) ## Serve the documents on localhost
 bench: data ## Run the benchmarks; results go to benchmarks/results/
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/criteria.py
 
 clean: ## Remove everything the targets made in the tree
 	rm -rf .venv site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage tickets

@@ -23,7 +23,8 @@ Results = dict[str, Any]
 
 def page() -> str:
     """The whole page, in Markdown."""
-    selection, evaluation = (load(name) for name in ("selection", "evaluation"))
+    selection, evaluation, criteria = (load(name) for name in ("selection", "evaluation", "criteria"))
+    dense = criteria["dense"]["perplexity"]
     return f"""# Measurements
 
 Written by `python benchmarks/tables.py` from `benchmarks/results/`, which `make bench` fills. Ratios travel
@@ -54,6 +55,24 @@ dense loss being known, against the plain loop of the dense model over the same 
 {evaluation_table(evaluation)}
 
 {machine_line(evaluation)}
+
+## Criteria beside each other
+
+Tickets of {criteria["model"]}, judged on the same {criteria["windows"]} windows of {criteria["context"]}
+tokens from the middle of the text. Scores come from {criteria["samples"]} sequences of
+{criteria["calibration_context"]} tokens from another part. "global" is one threshold for all weights, "layer" one
+for each tensor, "row" one for each output row, as the paper of wanda has it; "magnitude+fisher" adds ranks.
+Perplexity, dense {number(dense)}:
+
+{perplexity_table(criteria)}
+
+With their {criteria["confidence"]:.0%} intervals over windows, and with what they cost: seconds, of which those of
+scoring come first and serve every row of a criterion, those of drawing second; and how far the resident memory of
+the process rose above the loaded model. Left out for their cost: {", ".join(criteria["left_out"]) or "none"}.
+
+{criteria_table(criteria)}
+
+{machine_line(criteria)}
 """
 
 
@@ -113,6 +132,55 @@ def evaluation_table(results: Results) -> str:
             f"| after an exception inside | | {yes(results['bit_identical_after_exception'])} | | |",
         ]
     )
+
+
+def perplexity_table(results: Results) -> str:
+    """A row for each criterion, a column for each way to spread and each sparsity."""
+    found = {(row["criterion"], place(row)): row["quality"]["perplexity"] for row in results["rows"]}
+    criteria, places = (list(dict.fromkeys(key[part] for key in found)) for part in (0, 1))
+    lines = ["| criterion | ranks by | " + " | ".join(places) + " |", "| --- | --- |" + " ---: |" * len(places)]
+    for criterion in criteria:
+        cells = [number(found[criterion, one]) if (criterion, one) in found else "" for one in places]
+        about = results["ranks_by"][criterion].replace("|", "\\|")
+        lines.append(f"| {criterion} | {about} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def place(row: Results) -> str:
+    """Heading of the column that a row's perplexity stands in."""
+    target = row["target_sparsity"]
+    return str(row["spread"]) if target is None else f"{row['spread']} {target}"
+
+
+def criteria_table(results: Results) -> str:
+    """A row for each ticket, with intervals and costs."""
+    lines = [
+        "| criterion | spread | sparsity | perplexity | retention | seconds | peak memory |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in results["rows"]:
+        quality, peak = row["quality"], row["peak_bytes"]
+        cells = [
+            row["criterion"],
+            row["spread"],
+            f"{quality['sparsity']:.3f}",
+            interval(quality["perplexity"], quality["perplexity_interval"], 2),
+            interval(quality["performance_retention"], quality["retention_interval"], 3),
+            f"{row['seconds_scoring']:.1f} + {row['seconds_drawing']:.1f}",
+            "" if peak is None else f"{peak / MIB:.0f} MiB",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def interval(value: float, bounds: list[float], digits: int) -> str:
+    """A figure and its interval."""
+    return f"{number(value, digits)} [{number(bounds[0], digits)}, {number(bounds[1], digits)}]"
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A figure, with digits after the point while they say something."""
+    return f"{value:,.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.1e}"
 
 
 def machine_line(results: Results) -> str:

@@ -20,14 +20,25 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from typer.testing import CliRunner, Result
 
 import lottery_tickets
-from lottery_tickets import Mask, apply_mask, compute_lottery_ticket_quality, create_magnitude_mask
+from lottery_tickets import (
+    Mask,
+    apply_mask,
+    compute_lottery_ticket_quality,
+    create_importance_mask,
+    create_magnitude_mask,
+    importance_scoring,
+)
+from lottery_tickets._score_files import read_scores, write_scores
 from lottery_tickets.cli import app
+from lottery_tickets.cli._calibration import Excerpt, kept_apart
+from lottery_tickets.cli._criteria import CRITERIA, criterion_of
+from lottery_tickets.cli._meter import metered
 from lottery_tickets.cli._windows import text_windows
 from lottery_tickets.errors import EvaluationError
 from lottery_tickets.large_models import compute_weights_digest, load_tokenizer
 
 WORDS = [f"w{index}" for index in range(60)]
-COMMANDS = ("mask", "evaluate", "overlap", "inspect", "apply", "demo")
+COMMANDS = ("mask", "score", "compare", "evaluate", "overlap", "inspect", "apply", "demo")
 
 
 def run(*arguments: object) -> Result:
@@ -275,6 +286,288 @@ def test_text_of_too_few_tokens_or_no_text(model: Path, tmp_path: Path) -> None:
         text_windows(load_tokenizer(model), short, 16)
 
 
+# --- mask: where the removed weights lie ---
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        (["--scope", "row"], {"scope": "row"}),
+        (["--allocation", "erk"], {"allocation": "erk"}),
+        (["--allocation", "owl", "--scope", "row"], {"allocation": "owl", "scope": "row"}),
+        (
+            ["--allocation", "*.0.mlp.*=0.25", "--allocation", "*.q_proj.weight=0.125"],
+            {"allocation": {"*.0.mlp.*": 0.25, "*.q_proj.weight": 0.125}},
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mask_spreads_as_the_library_does(
+    model: Path, tmp_path: Path, options: list[str], arguments: dict[str, Any]
+) -> None:
+    succeed("mask", model, "-s", 0.5, "-o", tmp_path, *options)
+    ticket = Mask.load(tmp_path / "magnitude-0.5.safetensors")
+    assert ticket == create_magnitude_mask(load(model), 0.5, **arguments)
+    assert ticket != create_magnitude_mask(load(model), 0.5)
+    named = arguments.get("allocation")
+    told = named if isinstance(named, str) or named is None else json.dumps(named)
+    assert ticket.metadata.get("allocation") == told
+    assert ticket.metadata["scope"] == arguments.get("scope", "global")
+
+
+def test_mask_by_pattern(model: Path, tmp_path: Path) -> None:
+    report = succeed("mask", model, "--pattern", "2:4", "-o", tmp_path)
+    ticket = Mask.load(tmp_path / "magnitude-2of4.safetensors")
+    assert ticket == create_magnitude_mask(load(model), None, pattern="2:4")
+    assert (ticket.metadata["pattern"], ticket.metadata["target_sparsity"]) == ("2:4", "0.5")
+    assert report["spread"] == "2:4"
+    assert "7 divides" in fail("mask", model, "--pattern", "6:7", "-o", tmp_path)
+    succeed("mask", model, "--pattern", "6:12", "--pattern-remainder", "dense", "-o", tmp_path)
+    rest = Mask.load(tmp_path / "magnitude-6of12.safetensors")
+    assert rest == create_magnitude_mask(load(model), None, pattern="6:12", pattern_remainder="dense")
+    assert {0.0, 0.5} == set(rest.layer_sparsity().values())
+
+
+# --- score, and mask by scores ---
+
+
+@pytest.fixture(scope="module")
+def scores(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fisher scores of 6 sequences of 16 tokens."""
+    folder = tmp_path_factory.mktemp("scores")
+    succeed("score", model, "--criterion", "fisher", "--data", text, *SHORT, "-o", folder)
+    return folder / "fisher.safetensors"
+
+
+SHORT = ["--samples", 6, "--context", 16, "--batch-size", 4]
+
+
+def fisher(model: Path, text: Path) -> dict[str, torch.Tensor]:
+    """What the library gives for the same sequences, one by one."""
+    windows = text_windows(load_tokenizer(model), text, 16, count=6)
+    return importance_scoring.compute_fisher_importance(load(model, torch.float32), windows, progress=False)
+
+
+def test_score_writes_the_scores_of_the_library(model: Path, text: Path, scores: Path) -> None:
+    found, metadata = read_scores(scores)
+    expected = fisher(model, text)
+    assert list(found) == sorted(expected)
+    for name, score in expected.items():
+        torch.testing.assert_close(found[name], score, rtol=1e-5, atol=0)
+    assert metadata == {
+        "base_model": "tiny",
+        "weights_digest": compute_weights_digest(model),
+        "criterion": "fisher",
+        "computed_in": "float32",
+        "calibration": "words.txt",
+        "calibration_start": "0",
+        "samples": "6",
+        "context": "16",
+        "seed": "0",
+    }
+    assert "there already" in fail(
+        "score", model, "--criterion", "fisher", "--data", text, *SHORT, "-o", scores.parent
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Layer collapse")
+def test_mask_draws_from_saved_scores_what_it_draws_from_the_text(
+    model: Path, text: Path, scores: Path, tmp_path: Path
+) -> None:
+    succeed("mask", model, "--scores", scores, "-s", 0.3, "-s", 0.6, "-o", tmp_path / "saved")
+    options = ["--criterion", "fisher", "--calibration", text, *SHORT]
+    succeed("mask", model, *options, "-s", 0.3, "-s", 0.6, "-o", tmp_path / "computed")
+    expected = create_importance_mask(read_scores(scores)[0], [0.3, 0.6], model=load(model))
+    for sparsity, mask in zip(("0.3", "0.6"), expected, strict=True):
+        name = f"fisher-{sparsity}.safetensors"
+        saved, computed = Mask.load(tmp_path / "saved" / name), Mask.load(tmp_path / "computed" / name)
+        assert saved == mask == computed
+        assert saved.metadata == computed.metadata
+        assert saved.metadata["samples"] == "6"
+        assert saved != create_magnitude_mask(load(model), float(sparsity))
+
+
+def test_scores_go_with_patterns_and_allocations(model: Path, scores: Path, tmp_path: Path) -> None:
+    ranks = read_scores(scores)[0]
+    succeed("mask", model, "--scores", scores, "--pattern", "1:4", "-o", tmp_path)
+    expected = create_importance_mask(ranks, None, pattern="1:4", model=load(model))
+    assert Mask.load(tmp_path / "fisher-1of4.safetensors") == expected
+    succeed("mask", model, "--scores", scores, "-s", 0.5, "--allocation", "lamp", "-o", tmp_path)
+    expected = create_importance_mask(ranks, 0.5, allocation="lamp", model=load(model))
+    assert Mask.load(tmp_path / "fisher-0.5.safetensors") == expected
+
+
+def test_scores_of_other_weights_need_a_word(tuned: Path, scores: Path, tmp_path: Path) -> None:
+    arguments = ["mask", tuned, "--scores", scores, "-s", 0.5, "-o", tmp_path / "drawn"]
+    assert re.search(r"was drawn from the weights \w{12} of tiny; .*tuned holds \w{12}\.", fail(*arguments))
+    succeed(*arguments, "--other-weights")
+
+
+def test_scores_that_do_not_say_how_they_rank(model: Path, scores: Path, tmp_path: Path) -> None:
+    path = tmp_path / "strange.safetensors"
+    write_scores(path, read_scores(scores)[0], {"criterion": "luck"})
+    assert "criterion 'luck' is not known here" in fail("mask", model, "--scores", path, "-s", 0.5, "-o", tmp_path)
+
+
+def test_what_cannot_be_met_shows_before_scores_are_computed(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("scored")
+
+    monkeypatch.setattr("lottery_tickets.cli._scoring.compute_scores", never)
+    monkeypatch.setattr("lottery_tickets.cli._comparison.compute_scores", never)
+    options = ["--criterion", "fisher", "--calibration", text, *SHORT, "-o", tmp_path / "x"]
+    assert "1.5" in fail("mask", model, "-s", 1.5, *options)
+    assert "7 divides" in fail("mask", model, "--pattern", "6:7", *options)
+    comparing = ["compare", model, "--criteria", "fisher", "--text", text, *SHORT]
+    assert "7 divides" in fail(*comparing, "--pattern", "6:7")
+    assert "unexpected AssertionError: scored" in fail(*comparing)
+
+
+@pytest.mark.parametrize("name", [*CRITERIA, "magnitude+0.5fisher"])
+def test_every_criterion_draws(model: Path, text: Path, tmp_path: Path, name: str) -> None:
+    source = ["--calibration", text, *SHORT] if criterion_of(name).needs_text else []
+    succeed("mask", model, "--criterion", name, *source, "-s", 0.5, "-o", tmp_path, "--quiet")
+    ticket = Mask.load(tmp_path / f"{name}-0.5.safetensors")
+    assert ticket.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert (ticket == create_magnitude_mask(load(model), 0.5)) == (name == "magnitude")
+    assert ticket.metadata["criterion"] == name
+
+
+@pytest.mark.filterwarnings("ignore:Layer collapse")
+def test_wanda_compares_within_rows_unless_told(model: Path, text: Path, tmp_path: Path) -> None:
+    windows = text_windows(load_tokenizer(model), text, 16, count=6)
+    dense = load(model, torch.float32)
+    ranks = importance_scoring.compute_wanda_importance(dense, windows, progress=False)
+    options = ["mask", model, "--criterion", "wanda", "--calibration", text, *SHORT, "-s", 0.5, "--quiet"]
+    for name, more, how in (
+        ("own", [], {"scope": "row"}),
+        ("global", ["--scope", "global"], {}),
+        ("owl", ["--allocation", "owl"], {"allocation": "owl", "scope": "row"}),
+        ("lamp", ["--allocation", "lamp"], {"allocation": "lamp"}),
+    ):
+        succeed(*options, *more, "-o", tmp_path / name)
+        ticket = Mask.load(tmp_path / name / "wanda-0.5.safetensors")
+        assert ticket == create_importance_mask(ranks, 0.5, model=dense, progress=False, **how), name
+        assert ticket.metadata["scope"] == how.get("scope", "global")
+
+
+# --- compare ---
+
+
+@pytest.fixture
+def compared(model: Path, text: Path) -> list[object]:
+    """Arguments of a comparison that takes a second or two."""
+    options = ["--max-windows", 4, "--calibration-context", 8, "--scope", "global", "--scope", "layer"]
+    return ["compare", model, "--criteria", "magnitude,fisher", "--text", text, *SHORT, *options]
+
+
+@pytest.mark.filterwarnings("ignore:Layer collapse")
+def test_compare_equals_the_library(model: Path, text: Path, compared: list[object], tmp_path: Path) -> None:
+    output = tmp_path / "comparison.json"
+    report = succeed(*compared, "-s", 0.3, "-s", 0.6, "--pattern", "2:4", "-o", output)
+    assert json.loads(output.read_text()) == report
+    tokenizer, start = load_tokenizer(model), len(text.read_text()) // 2
+    test = text_windows(tokenizer, text, 16, count=4, start=start)
+    calibration = text_windows(tokenizer, text, 8, count=6)
+    dense = load(model, torch.float32)
+    ranks = importance_scoring.compute_fisher_importance(dense, calibration, progress=False)
+    spreads = [("global", 0.3), ("global", 0.6), ("layer", 0.3), ("layer", 0.6), ("2:4", None)]
+    assert [(row["spread"], row["target_sparsity"]) for row in report["rows"]] == spreads * 2
+    assert [row["criterion"] for row in report["rows"]] == ["magnitude"] * 5 + ["fisher"] * 5
+    for row in report["rows"]:
+        how = {"pattern": "2:4"} if row["spread"] == "2:4" else {"scope": row["spread"]}
+        scored = row["criterion"] == "fisher"
+        mask = (
+            create_importance_mask(ranks, row["target_sparsity"], model=dense, **how)
+            if scored
+            else create_magnitude_mask(dense, row["target_sparsity"], **how)
+        )
+        expected = compute_lottery_ticket_quality(dense, mask, test)
+        assert row["quality"] == json.loads(json.dumps(expected))
+        assert row["emptied"] == sum(kept == 0 for kept in mask.layer_kept().values())
+        assert (row["seconds_scoring"] > 0) == scored
+    assert report["dense"] == report["rows"][0]["quality"]["baseline"]
+
+
+def test_compare_shows_a_row_for_each_ticket(compared: list[object]) -> None:
+    shown = run(*compared, "-s", 0.3)
+    assert shown.exit_code == 0, shown.stderr
+    for criterion in ("magnitude", "fisher"):
+        for scope in ("global", "layer"):
+            assert re.search(rf"{criterion} +{scope} +0\.300 +[\d.]+ +[\d.]+ +[\d.]+ +\d+ MiB", shown.stdout)
+    assert "fisher: scored in" in shown.stderr
+    assert "Scores from 6 sequences of 8 tokens" in shown.stdout
+
+
+def test_compare_keeps_what_it_measured_before_it_failed(
+    compared: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise EvaluationError("no scores today")
+
+    monkeypatch.setattr("lottery_tickets.cli._comparison.compute_scores", broken)
+    assert "no scores today" in fail(*compared, "-s", 0.3, "-o", tmp_path / "some.json", "--quiet")
+    rows = json.loads((tmp_path / "some.json").read_text())["rows"]
+    assert [(row["criterion"], row["spread"]) for row in rows] == [("magnitude", "global"), ("magnitude", "layer")]
+
+
+def test_calibration_and_test_text_do_not_overlap(model: Path, compared: list[object]) -> None:
+    assert "both begin at character 100" in fail(*compared, "--start", 100, "--calibration-start", 100)
+    short = fail(*compared, "--start", 100)
+    assert re.search(r"\d sequences of 8 tokens after character 0 and before 100, .* --samples 6 asks for", short)
+    both = succeed(*compared, "--start", 0, "--calibration-start", 200, "--max-windows", 400, "--quiet")
+    assert both["windows"] < 200 // 15  # each window takes 15 words of two or three letters
+
+
+def test_excerpts_of_one_file_end_where_the_next_begins(model: Path, text: Path, tmp_path: Path) -> None:
+    tokenizer, words = load_tokenizer(model), text.read_text()
+    calibration, test = kept_apart(Excerpt(text, 8, None), Excerpt(text, 8, None, start=300))
+    used = [token for window in calibration.windows(tokenizer) for token in window["input_ids"][0, 1:].tolist()]
+    assert used == tokenizer(words[:300], add_special_tokens=False).input_ids[: len(used)]
+    assert test.stop is None
+    test, calibration = kept_apart(test, calibration)  # the other way round
+    assert (calibration.stop, test.stop) == (300, None)
+    copy = tmp_path / "copy.txt"
+    copy.write_text(words)
+    assert kept_apart(Excerpt(copy, 8, None), Excerpt(text, 8, None))[0].stop is None
+    link = tmp_path / "link.txt"
+    link.symlink_to(text)
+    assert kept_apart(Excerpt(link, 8, None), Excerpt(text, 8, None, start=9))[0].stop == 9
+
+
+def test_a_plot_is_drawn(compared: list[object], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    succeed(*compared, "-s", 0.3, "-s", 0.6, "--plot", tmp_path / "c.svg")
+    drawn = (tmp_path / "c.svg").read_text()
+    assert drawn.startswith("<?xml")
+    for label in ("dense", "magnitude, global", "fisher, layer"):
+        assert f"<!-- {label} -->" in drawn
+    assert "the suffix names the format, one of" in fail(*compared, "--plot", tmp_path / "c.txt")
+
+
+def test_a_plot_without_matplotlib(compared: list[object], tmp_path: Path, without: Callable[[str], None]) -> None:
+    without("matplotlib")
+    without("matplotlib.figure")
+    assert "pip install 'lottery-tickets[plot]'" in fail(*compared, "--plot", tmp_path / "c.svg")
+
+
+def test_the_meter_sees_memory_that_is_gone_again() -> None:
+    def work() -> int:
+        return len(bytes(range(256)) * (1 << 18))  # 64 MiB
+
+    size, cost = metered(work, torch.device("cpu"))
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells")
+    assert cost.host_bytes is not None
+    assert 0.95 * size < cost.host_bytes < 1.5 * size
+    _, nothing = metered(int, torch.device("cpu"))
+    assert nothing.host_bytes is not None
+    assert nothing.host_bytes < size / 4
+    assert cost.device_bytes is None
+
+
 # --- overlap ---
 
 
@@ -330,6 +623,21 @@ def test_demo(smollm2_folder: Path, english_text: str, tmp_path: Path) -> None:
         ("evaluate {model} {ticket} --text {text} --context 99", "made for at most 64 tokens"),
         ("evaluate {model} {ticket} --text {text} --context 32 --device nowhere", "--device nowhere"),
         ("apply {model} absent.safetensors -o {folder}/x", "absent.safetensors"),
+        ("mask {model} --scores {ticket} -s 0.5 -o {folder}/x", "files of scores say 'lottery_tickets.scores'"),
+        ("mask {model} --scores {folder} -s 0.5 -o {folder}/x", "a folder, not a file of scores"),
+        ("mask {model} --scores {text} -s 0.5 -o {folder}/x", "not a whole safetensors file"),
+        (
+            "mask {model} --criterion fisher --calibration {text} --context 64 -s 0.5 -o {folder}/x",
+            "--samples 128 asks for",
+        ),
+        (
+            "mask {model} -s 0.5 --criterion grasp --allocation lamp --calibration {text} -o {folder}/x",
+            "weighs scores as sizes",
+        ),
+        ("mask {model} -s 0.5 --allocation erk --scope layer -o {folder}/x", "contradict each other"),
+        ("mask {model} -s 0.5 --allocation nothing*=0.5 -o {folder}/x", "nothing*"),
+        ("mask {model} --pattern 4:2 -o {folder}/x", "4:2"),
+        ("compare {model} --criteria magnitude --text absent.txt", "absent.txt: No such file or directory"),
     ],
 )
 def test_an_error_is_one_line(
@@ -352,6 +660,25 @@ def test_an_error_is_one_line(
         "evaluate m t.safetensors --text x --context 1",
         "overlap a b --method cosine",
         "demo --windows 0",
+        "mask m -o x",
+        "mask m -s 0.5 -s 0.6 --pattern 2:4 -o x",
+        "mask m -s 0.5 --allocation most -o x",
+        "mask m -s 0.5 --allocation erk --allocation lamp -o x",
+        "mask m -s 0.5 --allocation a*=much -o x",
+        "mask m -s 0.5 --criterion luck -o x",
+        "mask m -s 0.5 --criterion fisher -o x",
+        "mask m -s 0.5 --criterion fisher+luck --calibration x -o x",
+        "mask m -s 0.5 --criterion fisher+grasp --calibration x -o x",
+        "mask m -s 0.5 --criterion fisher+fisher --calibration x -o x",
+        "mask m -s 0.5 --criterion .fisher+taylor --calibration x -o x",
+        "mask m -s 0.5 --criterion 2fisher --calibration x -o x",
+        "mask m -s 0.5 --calibration x -o x",
+        "mask m -s 0.5 --scores x --criterion fisher -o x",
+        "score m --criterion fisher -o x",
+        "score m --criterion magnitude -o x",
+        "compare m --criteria magnitude,luck --text x",
+        "compare m --allocation a*=0.5 --text x",
+        "compare m --criteria , --text x",
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: str) -> None:

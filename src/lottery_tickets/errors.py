@@ -35,6 +35,10 @@ class MaskFileError(LotteryTicketError, ValueError):
     """A ticket file that is damaged, incomplete or of an unknown format."""
 
 
+class ScoreFileError(LotteryTicketError, ValueError):
+    """A file of scores that is damaged, or that holds something else."""
+
+
 class MaskAppliedError(LotteryTicketError, RuntimeError):
     """A mask is applied where one already is, or cannot be held by the module."""
 

@@ -25,9 +25,15 @@ TicketArgument = Annotated[Path, typer.Argument(metavar="TICKET", help="A ticket
 OtherWeightsOption = Annotated[
     bool,
     typer.Option(
-        "--other-weights", help="Use a ticket drawn from other weights than MODEL's, fine-tuned ones say."
+        "--other-weights", help="Use what was drawn from other weights than MODEL's, fine-tuned ones say."
     ),
 ]
+
+
+IncludeOption = Annotated[
+    list[str] | None, typer.Option(help="Prune parameters of this name too; * matches any text. Repeatable.")
+]
+ExcludeOption = Annotated[list[str] | None, typer.Option(help="Leave parameters of this name whole. Repeatable.")]
 
 
 class Dtype(str, Enum):
@@ -39,15 +45,25 @@ class Dtype(str, Enum):
     float16 = "float16"
 
     @property
-    def torch(self) -> torch.dtype | None:
+    def type(self) -> torch.dtype | None:
         """The type; None for the checkpoint's own."""
         import torch
 
         return None if self is Dtype.auto else getattr(torch, self.value)
 
+    def for_scoring(self, device: torch.device) -> torch.dtype | None:
+        """The type to compute scores in: where none is named, float32 on a CPU, which is slow in narrower ones."""
+        import torch
 
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Load the weights as this; auto is the checkpoint's.")]
+        return torch.float32 if self is Dtype.auto and device.type == "cpu" else self.type
 
+
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype", help="Load the weights as this; auto is the checkpoint's, or float32 for scores from a CPU."
+    ),
+]
 
 DeviceOption = Annotated[
     str, typer.Option("--device", help="Where to compute; auto is cuda where there is one, else cpu.")
@@ -74,21 +90,37 @@ def check_context(model: nn.Module, context: int) -> None:
         raise EvaluationError(f"--context {context}: the model was made for at most {positions} tokens.")
 
 
+def check_drawn_from(
+    session: Session, model: str, digest: str, origins: Mapping[Path, Mapping[str, str]], *, other_weights: bool
+) -> None:
+    """Refuse tickets and scores that come from other weights than these; what does not say where from passes.
+
+    Args:
+        session: For a note where other weights are wanted.
+        model: What the user called it.
+        digest: Of its weights.
+        origins: File to its metadata.
+        other_weights: The user says that it is meant.
+    """
+    for path, origin in origins.items():
+        drawn_from = origin.get("weights_digest", digest)
+        if drawn_from == digest:
+            continue
+        difference = (
+            f"{path} was drawn from the weights {drawn_from[:12]} of {origin.get('base_model', '?')}; "
+            f"{model} holds {digest[:12]}"
+        )
+        if not other_weights:
+            raise MaskMismatchError(f"{difference}. --other-weights uses it all the same.")
+        session.note(f"note: {difference}.")
+
+
 def check_weights(
     session: Session, model: str, digest: str, tickets: Mapping[Path, Mask], *, other_weights: bool
 ) -> None:
     """Refuse tickets that were drawn from other weights than these; a ticket that does not say passes."""
-    for path, ticket in tickets.items():
-        drawn_from = ticket.metadata.get("weights_digest", digest)
-        if drawn_from == digest:
-            continue
-        difference = (
-            f"{path} was drawn from the weights {drawn_from[:12]} of {ticket.metadata.get('base_model', '?')}; "
-            f"{model} holds {digest[:12]}"
-        )
-        if not other_weights:
-            raise MaskMismatchError(f"{difference}. --other-weights uses the ticket all the same.")
-        session.note(f"note: {difference}.")
+    origins = {path: ticket.metadata for path, ticket in tickets.items()}
+    check_drawn_from(session, model, digest, origins, other_weights=other_weights)
 
 
 def model_name(model: str) -> str:

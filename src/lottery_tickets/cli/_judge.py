@@ -73,7 +73,7 @@ def evaluate(
     digest = compute_weights_digest(folder)
     check_weights(session, model, digest, masks, other_weights=other_weights)
     windows = text_windows(load_tokenizer(folder), text, context, count=max_windows, start=start)
-    dense = load_model(folder, dtype.torch, device=chosen_device(device), progress=session.progress)
+    dense = load_model(folder, dtype.type, device=chosen_device(device), progress=session.progress)
     check_context(dense, context)
     session.note(f"evaluating {len(masks) + 1} models on {len(windows)} windows of {context} tokens")
     qualities = compute_lottery_ticket_qualities(

@@ -79,7 +79,7 @@ def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Callable[P
             with _one_line_errors(debug), _logging(verbose, debug), _one_line_warnings(quiet):
                 report = function(Session(quiet), **arguments)  # type: ignore[arg-type]
                 if json_:
-                    typer.echo(json.dumps(_strict(report.data), indent=2, ensure_ascii=False, allow_nan=False))
+                    typer.echo(json.dumps(strict(report.data), indent=2, ensure_ascii=False, allow_nan=False))
                 else:
                     report.show(
                         Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False)
@@ -173,12 +173,12 @@ def _logging(verbose: bool, debug: bool) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """The value as JSON's own types; numbers that JSON cannot write (NaN, infinity) become null."""
     if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
+        return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value

@@ -1,0 +1,89 @@
+"""What a piece of work costs: seconds, and the most memory it had above what was there before."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work took.
+
+    Attributes:
+        seconds: On the wall clock.
+        host_bytes: How far the resident memory of this process rose at its highest; None where the system does not
+            tell (only Linux does).
+        device_bytes: The same for what torch holds on the accelerator; None on a CPU.
+    """
+
+    seconds: float
+    host_bytes: int | None
+    device_bytes: int | None
+
+
+def metered(work: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
+    """Result and cost of a piece of work.
+
+    Host memory is the kernel's high-water mark of resident memory (VmHWM), set back to what is resident when the
+    work begins; memory that is free but still held is given back first, or reuse of it would not be seen.
+    """
+    import torch
+
+    cuda = device.type == "cuda"
+    gc.collect()
+    _give_back()
+    resettable = _reset_high_water()
+    host = _high_water()
+    if cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    began = time.perf_counter()
+    result = work()
+    if cuda:
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - began
+    peak = _high_water()
+    return result, Cost(
+        seconds,
+        peak - host if resettable and host is not None and peak is not None else None,
+        torch.cuda.max_memory_allocated(device) - before if cuda else None,
+    )
+
+
+def _give_back() -> None:
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others hold on to nothing
+        if trim is not None:
+            trim(0)
+
+
+def _reset_high_water() -> bool:
+    try:
+        _RESET.write_text("5")
+    except OSError:  # not Linux, or not allowed in this container
+        return False
+    return True
+
+
+def _high_water() -> int | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
