@@ -74,7 +74,6 @@ def measure(criteria: Sequence[Criterion], windows: int, samples: int, console: 
         "calibration_context": CALIBRATION_CONTEXT,
         "calibration_start": CALIBRATION_START,
         "batch_size": BATCH_SIZE,
-        "left_out": [name for name in CRITERIA if name not in {criterion.name for criterion in criteria}],
         "ranks_by": {criterion.name: criterion.about for criterion in criteria},
         "confidence": comparison.confidence,
         "dense": rows[0]["quality"]["baseline"],

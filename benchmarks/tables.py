@@ -66,9 +66,15 @@ Perplexity, dense {number(dense)}:
 
 {perplexity_table(criteria)}
 
+Wanda lies far below magnitude, as its paper has it, within rows, which is what its scores are made for: between
+tensors they do not compare. obd and taylor weigh a gradient by the weight that would go; fisher and grad_norm do
+not, so they rank how far the loss follows a weight, not what its removal costs, and alone they prune badly. snip
+takes the magnitude after the mean over samples, where gradients cancel.
+
 With their {criteria["confidence"]:.0%} intervals over windows, and with what they cost: seconds, of which those of
 scoring come first and serve every row of a criterion, those of drawing second; and how far the resident memory of
-the process rose above the loaded model. Left out for their cost: {", ".join(criteria["left_out"]) or "none"}.
+the process rose above the loaded model, the scores themselves being four bytes a weight. GraSP and SynFlow cost
+the most and are left out; `python benchmarks/criteria.py --all` takes them in.
 
 {criteria_table(criteria)}
 
