@@ -319,6 +319,82 @@ def ranks(scores: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+def emptied(module: nn.Module) -> None:
+    for one in module.parameters(recurse=False):
+        nn.init.zeros_(one)
+
+
+def synflow_masks(
+    model: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    shape: tuple[int, ...],
+    *,
+    rounds: int,
+    final_density: float,
+) -> list[torch.Tensor]:
+    """Algorithm 1: what is kept after each round, all tensors flattened into one."""
+    linear = copy.deepcopy(model).double().eval()
+    for name, child in linear.named_children():
+        if isinstance(child, (nn.ReLU, nn.Tanh, nn.GELU)):
+            setattr(linear, name, nn.Identity())
+    for module in linear.modules():
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.zeros_(module.running_mean)
+    for one in linear.parameters():
+        one.data.abs_()
+    weights = prunable(linear, parameters)
+    whole = [weight.detach().clone() for weight in weights]
+    kept = torch.ones(sum(weight.numel() for weight in weights), dtype=torch.bool)
+    masks = []
+    for turn in range(1, rounds + 1):
+        masks_by_weight = kept.split([weight.numel() for weight in weights])
+        for weight, mask, values in zip(weights, masks_by_weight, whole, strict=True):
+            weight.data = values * mask.view_as(values)
+        total = linear(torch.ones(1, *shape, dtype=torch.float64)).sum()
+        made = torch.autograd.grad(total, weights)
+        saliency = torch.cat([(weight * one).flatten() for weight, one in zip(weights, made, strict=True)])
+        saliency = torch.where(kept, saliency.detach(), -1.0)
+        survivors = saliency.argsort(descending=True)[: round(len(kept) * final_density ** (turn / rounds))]
+        kept = torch.zeros_like(kept).index_fill_(0, survivors, True)
+        masks.append(kept)
+    return masks
+
+
+def llama_flow(model: Any, kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """|w| dR/d|w| / R of a Llama with one token, written out."""
+    w = {
+        name: (weight.detach().double().abs() * kept.get(name, torch.ones(()))).requires_grad_()
+        for name, weight in model.named_parameters()
+    }
+
+    def one(x: torch.Tensor) -> torch.Tensor:
+        return x / x.detach()
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return w[name] * x / (x.detach() ** 2).mean().sqrt()
+
+    heads, keys = model.config.num_attention_heads, model.config.num_key_value_heads
+    x = torch.ones(model.config.hidden_size, dtype=torch.float64)
+    for index in range(model.config.num_hidden_layers):
+        layer = f"model.layers.{index}."
+        h = norm(x, layer + "input_layernorm.weight")
+        q = (w[layer + "self_attn.q_proj.weight"] @ h).view(heads, -1)
+        k, v = (
+            (w[f"{layer}self_attn.{part}_proj.weight"] @ h).view(keys, -1).repeat_interleave(heads // keys, 0)
+            for part in "kv"
+        )
+        mixed = one((q * k).sum(1, keepdim=True)) * v
+        x = x + w[layer + "self_attn.o_proj.weight"] @ mixed.flatten()
+        h = norm(x, layer + "post_attention_layernorm.weight")
+        gate, up = w[layer + "mlp.gate_proj.weight"] @ h, w[layer + "mlp.up_proj.weight"] @ h
+        x = x + w[layer + "mlp.down_proj.weight"] @ ((gate * up).detach().sqrt() * one(gate) * one(up))
+    total = (w["lm_head.weight"] @ norm(x, "model.norm.weight")).sum()
+    made = torch.autograd.grad(total / total.detach(), [w[name] for name in kept])
+    return {name: (w[name] * gradient).detach() for name, gradient in zip(kept, made, strict=True)}
+
+
 def mean(samples: list[torch.Tensor]) -> torch.Tensor:
     total = torch.zeros_like(samples[0])
     for sample in samples:

@@ -19,6 +19,7 @@ import scoring
 from lottery_tickets import prunable_parameters
 from lottery_tickets.errors import BatchError, ScoreError
 from lottery_tickets.gradients import add_ranks
+from lottery_tickets.gradients._synflow import synaptic_flow
 from lottery_tickets.importance_scoring import (
     compute_fisher_importance,
     compute_gradient_importance,
@@ -28,6 +29,7 @@ from lottery_tickets.importance_scoring import (
     compute_magnitude_importance,
     compute_obd_importance,
     compute_snip_importance,
+    compute_synflow_importance,
     compute_taylor_importance,
     compute_wanda_importance,
 )
@@ -232,6 +234,76 @@ def test_ranks_by_counting_are_ranks_by_comparing(values: list[float], slots: in
         add_ranks(scores, 2.0, into)
     for name, ranks in scoring.ranks(scores).items():
         assert into[name].double() == pytest.approx(2 * ranks, rel=1e-6)
+
+
+# ---------------------------------------------------------------- without data
+
+
+@pytest.mark.parametrize(("maker", "shape"), [("mlp", (7,)), ("cnn", (3, 8, 8))])
+def test_synflow_removes_in_the_order_of_the_paper(maker: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(2)
+    model = MAKERS[maker]().model
+    weights = prunable_parameters(model)
+    before = _described(model)
+    scores = compute_synflow_importance(model, shape, rounds=7, final_density=0.1)
+    assert _described(model) == before
+    rounds = scoring.synflow_masks(model, weights, shape, rounds=7, final_density=0.1)
+    everything = torch.cat([score.flatten() for score in scores.values()])
+    for turn, kept in enumerate(rounds, start=1):
+        removed = len(everything) - int(kept.sum())
+        assert abs(removed - len(everything) * (1 - 0.1 ** (turn / 7))) <= 1
+        assert everything[kept].min() > everything[~kept].max()
+
+
+def test_the_flow_of_a_llama_is_that_of_its_formula() -> None:
+    torch.manual_seed(0)
+    model = scoring.llama()
+    weights = prunable_parameters(model)
+    kept = {name: torch.rand(weight.shape) < 0.7 for name, weight in weights.items()}
+    flow = synaptic_flow(model, weights, kept, None)
+    assert scoring.error(flow, scoring.llama_flow(model, kept)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_flow_is_conserved(name: str) -> None:
+    """What enters a chain of layers leaves it, and the factors of a product carry as much as the product."""
+    torch.manual_seed(0)
+    model = MAKERS[name]().model
+    weights = prunable_parameters(model)
+    kept = {key: torch.ones(weight.shape, dtype=torch.bool) for key, weight in weights.items()}
+    sums = {key: float(one.double().sum()) for key, one in synaptic_flow(model, weights, kept, None).items()}
+    if name == "gpt2":
+        for layer in (f"transformer.h.{index}." for index in range(2)):
+            # queries, keys and values
+            assert sums[f"{layer}attn.c_attn.weight"] == pytest.approx(3 * sums[f"{layer}attn.c_proj.weight"])
+            assert sums[f"{layer}mlp.c_fc.weight"] == pytest.approx(sums[f"{layer}mlp.c_proj.weight"])
+        return
+    for layer in (f"bert.encoder.layer.{index}." for index in range(2)):
+        through = sums[f"{layer}attention.output.dense.weight"]
+        for part in ("query", "key", "value"):
+            assert sums[f"{layer}attention.self.{part}.weight"] == pytest.approx(through, rel=1e-5)
+        assert sums[f"{layer}intermediate.dense.weight"] == pytest.approx(sums[f"{layer}output.dense.weight"])
+    assert sums["bert.pooler.dense.weight"] == pytest.approx(1, rel=1e-5)
+    assert sums["classifier.weight"] == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (nn.Linear(2, 2), {}, "input_shape"),
+        (nn.Linear(2, 2), {"input_shape": (2,), "rounds": 0}, "rounds"),
+        (nn.Linear(2, 2), {"input_shape": (2,), "final_density": 0.0}, "final_density"),
+        (scoring.Functional(), {"input_shape": (3,)}, "MultiheadAttention"),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).apply(scoring.emptied),
+            {"input_shape": (2,)},
+            "The flow",
+        ),
+    ],
+)
+def test_synflow_names_what_it_cannot_follow(model: nn.Module, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScoreError, match=message):
+        compute_synflow_importance(model, **options)
 
 
 # ---------------------------------------------------------------- what counts

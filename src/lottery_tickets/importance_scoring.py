@@ -27,6 +27,7 @@ from lottery_tickets.gradients import (
     check_finite,
     compute_grasp_importance,
     compute_scores,
+    compute_synflow_importance,
     compute_wanda_importance,
     scorable,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "compute_magnitude_importance",
     "compute_obd_importance",
     "compute_snip_importance",
+    "compute_synflow_importance",
     "compute_taylor_importance",
     "compute_wanda_importance",
 ]

@@ -11,6 +11,7 @@ from lottery_tickets._batches._measure import (
     kept_positions,
     measure,
     measure_mean,
+    output_of,
     run,
 )
 from lottery_tickets._batches._units import SampleLosses
@@ -26,6 +27,7 @@ __all__ = [
     "kept_positions",
     "measure",
     "measure_mean",
+    "output_of",
     "run",
     "samples_of",
     "size_of",

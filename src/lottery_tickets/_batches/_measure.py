@@ -102,6 +102,15 @@ def run(model: nn.Module, batch: Any) -> None:
     call(model, with_decoder_inputs(base, conventions.convention_of(base), request))
 
 
+def output_of(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """The logits, or the one tensor that the model gives, for its main input as it comes."""
+    base = conventions.unwrapped(model)
+    name = getattr(base, "main_input_name", None) if conventions.is_transformers(base) else None
+    request = Request((), {name: inputs}, None, len(inputs)) if name else Request((inputs,), {}, None, len(inputs))
+    output = call(model, request)
+    return output.logits_for(request)
+
+
 def kept_positions(model: nn.Module, batch: Any) -> torch.Tensor | None:
     """(B, T) bool on the model's device, where the batch is not padding; None where it does not say."""
     mask = request_of(model, batch).kwargs.get("attention_mask")

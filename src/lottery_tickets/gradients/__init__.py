@@ -8,6 +8,7 @@ from lottery_tickets.gradients._ranks import add_ranks
 from lottery_tickets.gradients._scores import Criterion, Options, Scored, compute_scores, scorable
 from lottery_tickets.gradients._stores import Store, Tensors
 from lottery_tickets.gradients._sums import Moments, Statistic, Sums, check_finite
+from lottery_tickets.gradients._synflow import compute_synflow_importance
 from lottery_tickets.gradients._wanda import compute_wanda_importance
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "check_finite",
     "compute_grasp_importance",
     "compute_scores",
+    "compute_synflow_importance",
     "compute_wanda_importance",
     "scorable",
 ]
