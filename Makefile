@@ -38,10 +38,11 @@ check: $(INSTALLED) ## Format, lint, types, import directions, docstrings, docum
 docs: $(INSTALLED) ## Serve the documents on localhost
 	$(BIN)/mkdocs serve
 
-bench: data ## Run the benchmarks; results go to benchmarks/results/
+bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/measurements.md
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/criteria.py
+	$(BIN)/python benchmarks/tables.py
 
 clean: ## Remove everything the targets made in the tree
 	rm -rf .venv site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage tickets

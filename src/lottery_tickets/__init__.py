@@ -5,11 +5,13 @@ are what it is made of, and a module imports only from the floors below its own:
 
     cli, utils                        the command line; helper names for those who look for them there
     magnitude_pruning                 model -> magnitude mask
+    importance_scoring                model, data -> scores by any criterion
     importance_pruning                scores -> mask
     evaluation                        model, mask, data -> quality
     robustness                        model, data -> loss over sparsities
     overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
     large_models                      checkpoint folders, tensor by tensor
+    gradients                         gradients of single samples, made in the backward pass and forgotten
     sparsity                          how much is removed, and where the line is drawn
     masks, _batches                   what a ticket is; a batch of any form -> a loss that adds
     _kernels, errors                  compiled loops over bits; what can go wrong
