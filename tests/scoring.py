@@ -356,7 +356,8 @@ def synflow_masks(
         made = torch.autograd.grad(total, weights)
         saliency = torch.cat([(weight * one).flatten() for weight, one in zip(weights, made, strict=True)])
         saliency = torch.where(kept, saliency.detach(), -1.0)
-        survivors = saliency.argsort(descending=True)[: round(len(kept) * final_density ** (turn / rounds))]
+        keep = round(len(kept) * final_density ** (turn / rounds))
+        survivors = saliency.argsort(stable=True)[len(kept) - keep :]
         kept = torch.zeros_like(kept).index_fill_(0, survivors, True)
         masks.append(kept)
     return masks

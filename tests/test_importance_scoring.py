@@ -245,13 +245,13 @@ def test_synflow_removes_in_the_order_of_the_paper(maker: str, shape: tuple[int,
     model = MAKERS[maker]().model
     weights = prunable_parameters(model)
     before = _described(model)
-    scores = compute_synflow_importance(model, shape, rounds=7, final_density=0.1)
+    scores = compute_synflow_importance(model, shape, rounds=7, final_density=0.4)
     assert _described(model) == before
-    rounds = scoring.synflow_masks(model, weights, shape, rounds=7, final_density=0.1)
+    rounds = scoring.synflow_masks(model, weights, shape, rounds=7, final_density=0.4)
     everything = torch.cat([score.flatten() for score in scores.values()])
     for turn, kept in enumerate(rounds, start=1):
         removed = len(everything) - int(kept.sum())
-        assert abs(removed - len(everything) * (1 - 0.1 ** (turn / 7))) <= 1
+        assert abs(removed - len(everything) * (1 - 0.4 ** (turn / 7))) <= 1
         assert everything[kept].min() > everything[~kept].max()
 
 

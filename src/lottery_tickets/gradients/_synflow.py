@@ -15,7 +15,10 @@ from lottery_tickets.gradients._flow import linearised, stock_layers
 from lottery_tickets.gradients._model import borrowed
 from lottery_tickets.gradients._ranks import add_ranks
 from lottery_tickets.gradients._scores import scorable
-from lottery_tickets.masks import Patterns, places_of
+from lottery_tickets.masks import Patterns, places_of, unpack_range
+from lottery_tickets.sparsity import Selection
+
+_LEAST = torch.finfo(torch.float32).smallest_normal
 
 
 def compute_synflow_importance(
@@ -33,7 +36,8 @@ def compute_synflow_importance(
     In round k = 1 ... n the saliency of every weight still there is `|w| * dR/d|w|`, with R the sum of the outputs
     of the network made linear and positive, on an input of ones; the least salient are removed until the density
     is `final_density^(k / n)`. The score is the weight's place in the order of removal over the number of weights,
-    survivors of the last round going by its saliency; equal ones share their mean place. So a mask of any
+    survivors of the last round going by its saliency; equal ones share their mean place, and where a round parts
+    equal ones the earlier go first. So a mask of any
     sparsity up to 1 - final_density is that of the schedule, and removes in rounds in between what it would.
 
     The network is made linear so:
@@ -85,14 +89,21 @@ def compute_synflow_importance(
     order = {name: torch.zeros(one.shape) for name, one in parameters.items()}
     for turn in tqdm(range(1, rounds + 1), desc="flow", unit=" rounds", delay=2, disable=not progress):
         flow = synaptic_flow(model, parameters, kept, input_shape)
+        if not any(bool(saliency.any()) for saliency in flow.values()):
+            if turn == 1:
+                raise ScoreError(f"The flow through {type(model).__name__} is 0: some layer lets none through.")
+            break  # so few are left that no path is: their order stays that of the round before
         for name, saliency in flow.items():
-            saliency.masked_fill_(~kept[name], -1)
+            # Below every weight that is still there, the dead ones too.
+            saliency.clamp_(min=_LEAST).masked_fill_(~kept[name], 0)
         places = {name: torch.zeros(one.shape) for name, one in parameters.items()}
         add_ranks(flow, 1.0, places)
-        removed = 1 - final_density ** (turn / rounds)
+        selection = Selection(flow)
+        removed = selection.numel - max(1, round(selection.numel * final_density ** (turn / rounds)))
+        survivors = selection.bits(selection.lines([removed])[0])
         for name, place in places.items():
             torch.where(kept[name], place, order[name], out=order[name])
-            kept[name] &= place > removed
+            kept[name] = unpack_range(survivors[name], 0, place.numel()).view(place.shape)
     return order
 
 
@@ -103,6 +114,8 @@ def synaptic_flow(
     input_shape: Sequence[int] | None,
 ) -> dict[str, torch.Tensor]:
     """Saliency `|w| * dR/d|w| / R` of each weight, float32 on the CPU; 1 in all for a layer that all flow passes.
+
+    Zero everywhere if nothing comes through.
 
     Args:
         model: Any module of known parts.
@@ -125,11 +138,12 @@ def synaptic_flow(
     layers = {layer: names.get(id(layer)) for layer in stock_layers(model)}
     with borrowed(model, checkpoint_activations=False), linearised(model, layers, strength, receive):
         total = output_of(model, _input(model, input_shape)).double().sum()
-        if not bool(total.isfinite()) or not total.item() > 0:
+        if not bool(total.isfinite()):
             raise ScoreError(
-                f"The flow through {type(model).__name__} is {total.item()}: it overflows, or some layer lets "
-                "none through."
+                f"The flow through {type(model).__name__} is {total.item()}, more than float64 holds."
             )
+        if not total.item() > 0:
+            return flow
         torch.autograd.backward(total, 1 / total.detach())
     missing = [name for name in parameters if name not in reached]
     if missing:
