@@ -425,7 +425,12 @@ def test_what_cannot_be_met_shows_before_scores_are_computed(
     assert "unexpected AssertionError: scored" in fail(*comparing)
 
 
-@pytest.mark.parametrize("name", [*CRITERIA, "magnitude+0.5fisher"])
+@pytest.mark.parametrize(
+    "name",
+    # SynFlow takes a hundred rounds of any model.
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "synflow")) for name in CRITERIA]
+    + ["magnitude+0.5fisher"],
+)
 def test_every_criterion_draws(model: Path, text: Path, tmp_path: Path, name: str) -> None:
     source = ["--calibration", text, *SHORT] if criterion_of(name).needs_text else []
     succeed("mask", model, "--criterion", name, *source, "-s", 0.5, "-o", tmp_path, "--quiet")
@@ -466,16 +471,16 @@ def compared(model: Path, text: Path) -> list[object]:
 @pytest.mark.filterwarnings("ignore:Layer collapse")
 def test_compare_equals_the_library(model: Path, text: Path, compared: list[object], tmp_path: Path) -> None:
     output = tmp_path / "comparison.json"
-    report = succeed(*compared, "-s", 0.3, "-s", 0.6, "--pattern", "2:4", "-o", output)
+    report = succeed(*compared, "-s", 0.6, "--pattern", "2:4", "-o", output)
     assert json.loads(output.read_text()) == report
     tokenizer, start = load_tokenizer(model), len(text.read_text()) // 2
     test = text_windows(tokenizer, text, 16, count=4, start=start)
     calibration = text_windows(tokenizer, text, 8, count=6)
     dense = load(model, torch.float32)
     ranks = importance_scoring.compute_fisher_importance(dense, calibration, progress=False)
-    spreads = [("global", 0.3), ("global", 0.6), ("layer", 0.3), ("layer", 0.6), ("2:4", None)]
+    spreads = [("global", 0.6), ("layer", 0.6), ("2:4", None)]
     assert [(row["spread"], row["target_sparsity"]) for row in report["rows"]] == spreads * 2
-    assert [row["criterion"] for row in report["rows"]] == ["magnitude"] * 5 + ["fisher"] * 5
+    assert [row["criterion"] for row in report["rows"]] == ["magnitude"] * 3 + ["fisher"] * 3
     for row in report["rows"]:
         how = {"pattern": "2:4"} if row["spread"] == "2:4" else {"scope": row["spread"]}
         scored = row["criterion"] == "fisher"
@@ -499,6 +504,23 @@ def test_compare_shows_a_row_for_each_ticket(compared: list[object]) -> None:
             assert re.search(rf"{criterion} +{scope} +0\.300 +[\d.]+ +[\d.]+ +[\d.]+ +\d+ MiB", shown.stdout)
     assert "fisher: scored in" in shown.stderr
     assert "Scores from 6 sequences of 8 tokens" in shown.stdout
+
+
+def test_compare_spreads_as_the_criterion_calls_for(model: Path, text: Path) -> None:
+    options = ["compare", model, "--criteria", "magnitude,wanda", "--text", text, *SHORT, "--max-windows", 2]
+
+    def ways(*more: object) -> list[tuple[str, str, float | None]]:
+        rows = succeed(*options, *more)["rows"]
+        return [(row["criterion"], row["spread"], row["target_sparsity"]) for row in rows]
+
+    assert ways("--pattern", "2:4") == [("magnitude", "2:4", None), ("wanda", "2:4", None)]
+    assert ways("--pattern", "2:4", "-s", 0.25, "--allocation", "erk") == [
+        ("magnitude", "erk", 0.25),
+        ("magnitude", "2:4", None),
+        ("wanda", "erk, row", 0.25),
+        ("wanda", "2:4", None),
+    ]
+    assert ways("-s", 0.25, "-s", 0.25) == [("magnitude", "global", 0.25), ("wanda", "row", 0.25)]
 
 
 def test_compare_keeps_what_it_measured_before_it_failed(
@@ -679,6 +701,7 @@ def test_an_error_is_one_line(
         "compare m --criteria magnitude,luck --text x",
         "compare m --allocation a*=0.5 --text x",
         "compare m --criteria , --text x",
+        "compare m --scope layer --pattern 2:4 --text x",
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: str) -> None:

@@ -100,8 +100,10 @@ def compare(
     one ends where the later one begins. Seconds and memory are those of scoring and drawing.
     """
     chosen = _criteria(criteria)
-    spreads = _spreads(scope, allocation, pattern, pattern_remainder)
-    sparsities = list(dict.fromkeys(sparsity or ([] if pattern and not (scope or allocation) else [0.5])))
+    if (scope or allocation) and pattern and not sparsity:
+        raise typer.BadParameter("say how much a scope or an allocation removes", param_hint="--sparsity")
+    sparsities = list(dict.fromkeys(sparsity or [])) or ([] if pattern else [0.5])
+    spreads = _spreads(scope, allocation, pattern, pattern_remainder, also_plain=bool(sparsities))
     existing = [str(path) for path in (output, plot) if path and path.exists()]
     if existing and not force:
         raise FileExistsError(f"{', '.join(existing)}: there already; --force replaces.")
@@ -175,14 +177,18 @@ def _spreads(
     allocations: Sequence[str] | None,
     patterns: Sequence[str] | None,
     remainder: Remainder,
+    *,
+    also_plain: bool,
 ) -> list[Spread]:
+    """What stands behind the options; where none says how sparsities are spread, the criterion's own way."""
     for one in allocations or []:
         if one not in ALLOCATIONS:
             raise typer.BadParameter(f"{one!r} is not one of {', '.join(ALLOCATIONS)}", param_hint="--allocation")
     spreads = [Spread(scope=one.value) for one in scopes or []]
     spreads += [Spread(allocation=one) for one in allocations or []]
-    spreads += [Spread(pattern=one, pattern_remainder=remainder.value) for one in patterns or []]
-    return spreads or [Spread()]
+    if not spreads and also_plain:
+        spreads = [Spread()]
+    return spreads + [Spread(pattern=one, pattern_remainder=remainder.value) for one in patterns or []]
 
 
 def _calibration_data(source: Excerpt) -> dict[str, Any]:

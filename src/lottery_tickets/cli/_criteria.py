@@ -49,11 +49,13 @@ _ALL = (
     Criterion("obd", "w^2 mean (dL/dw)^2 / 2", "compute_obd_importance"),
     Criterion("snip", "|w dL/dw| of one batch", "compute_snip_importance"),
     Criterion("grasp", "-w (Hg), the largest going first", "compute_grasp_importance", keep="smallest"),
+    Criterion("synflow", "synaptic flow, by order of removal", "compute_synflow_importance", needs_text=False),
 )
 HYBRIDS = "Sums of ranks are written magnitude+0.5fisher."
 _MEMBER = re.compile(r"(\d+(?:\.\d+)?)?([a-z_]+)")
 CRITERIA: Mapping[str, Criterion] = {criterion.name: criterion for criterion in _ALL}
-_RANKED_UPWARDS = [criterion.name for criterion in _ALL if criterion.keep == "largest"]  # so their ranks add
+# SynFlow's scores are places in an order already, and GraSP's rank downwards: a hybrid takes neither.
+_SUMMABLE = [one.name for one in _ALL if one.name not in ("grasp", "synflow")]
 
 
 def criterion_of(name: str) -> Criterion:
@@ -70,10 +72,10 @@ def criterion_of(name: str) -> Criterion:
     if name in CRITERIA:
         return CRITERIA[name]
     found = [_MEMBER.fullmatch(part) for part in name.split("+")]
-    factors = tuple((part[2], float(part[1] or 1)) for part in found if part and part[2] in _RANKED_UPWARDS)
+    factors = tuple((part[2], float(part[1] or 1)) for part in found if part and part[2] in _SUMMABLE)
     if len(dict(factors)) < max(2, len(found)):  # several, all known, none twice
         raise typer.BadParameter(
-            f"{name!r} is not one of {', '.join(CRITERIA)}, nor several of {', '.join(_RANKED_UPWARDS)} "
+            f"{name!r} is not one of {', '.join(CRITERIA)}, nor several of {', '.join(_SUMMABLE)} "
             "joined by plus signs, each with its factor before it if that is not 1."
         )
     return Criterion(name, "sum of ranks", "compute_hybrid_importance", factors=factors)
