@@ -536,3 +536,94 @@ def test_total_of_mixed_parts() -> None:
 def test_unknown_precision() -> None:
     with pytest.raises(EvaluationError, match=r"precision_mode is 'high'.*got 'double'"):
         check_precision("double")
+
+
+# ---------------------------------------------------------------- losses to train by
+
+
+class Constant(nn.Module):
+    """Gives its one parameter, whatever comes."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(shape))
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+
+def gradients_of(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "ignored"),
+    [
+        ("LlamaForCausalLM", LLAMA, 4),
+        ("BartForConditionalGeneration", BART, 4),
+        ("BertForMaskedLM", BERT, 4),
+        ("BertForTokenClassification", {**BERT, "num_labels": VOCABULARY}, 4),
+        ("BartForCausalLM", {**BART, "is_decoder": True, "is_encoder_decoder": False}, 4),
+    ],
+)
+def test_the_graph_over_the_units_is_transformers_loss(
+    name: str, settings: dict[str, Any], ignored: int, ids: torch.Tensor
+) -> None:
+    model, labels = built(name, **settings), ids.clone()
+    labels[1, :ignored] = -100
+    ours = measure(model, {"input_ids": ids, "labels": labels})
+    theirs = model(input_ids=ids, labels=labels).loss
+    torch.testing.assert_close(ours.graph / ours.units, theirs)
+    found, expected = gradients_of(model, ours.graph / ours.units), gradients_of(model, theirs)
+    assert found.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "expected", "loss_fn"),
+    [
+        ((6, 3), torch.tensor([0, 1, 2, -100, 1, 0]), F.cross_entropy, None),
+        ((2, 3, 4), torch.tensor([[0, 1, 2, -100], [1, 1, 0, 0]]), F.cross_entropy, None),
+        ((6, 3), torch.ones(6, 3), F.mse_loss, None),
+        ((6, 3), torch.ones(6, 3), F.l1_loss, F.l1_loss),
+        ((6, 3), torch.ones(6, 3), F.l1_loss, lambda a, b: F.l1_loss(a, b, reduction="none")),
+        (
+            (6, 3),
+            torch.tensor([0, 1, 2, -100, 1, 0]),
+            lambda a, b: F.cross_entropy(a, b, label_smoothing=0.1),
+            lambda a, b: F.cross_entropy(a, b, label_smoothing=0.1),
+        ),
+    ],
+)
+def test_the_graph_over_the_units_is_torchs_mean(
+    logits: tuple[int, ...], targets: torch.Tensor, expected: Any, loss_fn: Any
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = Constant(logits), torch.zeros(len(targets), 1)
+    part = measure(model, (inputs, targets), loss_fn=loss_fn)
+    theirs = expected(model(inputs), targets)
+    torch.testing.assert_close(part.graph / part.units, theirs)
+    found, wanted = gradients_of(model, part.graph / part.units), gradients_of(model, theirs)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient)
+
+
+def test_a_half_precision_loss_of_many_units_does_not_overflow() -> None:
+    model = nn.Linear(3, 2).half()
+    part = measure(
+        model,
+        (torch.ones(5000, 3), torch.zeros(5000, dtype=torch.int64)),
+        loss_fn=lambda logits, _: logits.float().square().mean().half() + 60.0,
+    )
+    assert part.graph.dtype == torch.float32
+    assert math.isclose(part.graph.item(), part.loss_sum)
+    assert part.graph.item() > 70_000
+
+
+def test_a_batch_of_ignored_labels_has_nothing_to_train_by(llama: nn.Module, ids: torch.Tensor) -> None:
+    part = measure(llama, {"input_ids": ids, "labels": torch.full_like(ids, -100)})
+    assert part.units == 0
+    assert part.graph.item() == 0

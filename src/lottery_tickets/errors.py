@@ -55,6 +55,14 @@ class ScoreError(LotteryTicketError, ValueError):
     """Importance scores that cannot be computed: no samples, an overflow, an argument out of range."""
 
 
+class TrainingError(LotteryTicketError, RuntimeError):
+    """Training that cannot begin or go on: arguments, no batches, memory that runs out."""
+
+
+class RunFolderError(LotteryTicketError, RuntimeError):
+    """The folder of a run that is in use, belongs to another configuration, is damaged or cannot be written."""
+
+
 class CheckpointError(LotteryTicketError, ValueError):
     """A checkpoint folder that cannot be read or written as asked."""
 

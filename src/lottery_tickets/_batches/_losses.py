@@ -24,6 +24,7 @@ class BatchLoss:
         correct: Units whose largest logit is the label; None where labels are not classes.
         tokens: The loss is nats per token of a sequence, so its exponential is a perplexity.
         rows: The loss of each sample with its graph, where gradients are on and the loss is known by sample.
+        graph: `loss_sum` as a tensor, with its graph where gradients are on; may be None without units.
     """
 
     loss_sum: float
@@ -32,6 +33,7 @@ class BatchLoss:
     correct: int | None = None
     tokens: bool = False
     rows: SampleLosses | None = field(default=None, compare=False, repr=False)
+    graph: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def mean(self) -> float:
@@ -86,6 +88,7 @@ def class_loss(
                 logits, draw_classes(logits, targets, generator), high=high, count_right=False
             )[0],
         ),
+        graph=losses.sum(),
     )
 
 
@@ -118,7 +121,8 @@ def regression_loss(outputs: torch.Tensor, targets: torch.Tensor) -> BatchLoss:
         noise = torch.randn(wide.shape, generator=generator).to(wide) * math.sqrt(0.5)
         return F.mse_loss(wide, wide.detach() + noise, reduction="none")
 
-    return BatchLoss(_sum(losses), losses.numel(), samples, rows=rows_of(losses, None, samples, drawn))
+    rows = rows_of(losses, None, samples, drawn)
+    return BatchLoss(_sum(losses), losses.numel(), samples, rows=rows, graph=losses.sum())
 
 
 def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, *, high: bool) -> BatchLoss:
@@ -135,7 +139,8 @@ def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, *, high: bool) 
         return F.binary_cross_entropy_with_logits(wide, heads.to(wide), reduction="none")
 
     samples = labels.shape[0]
-    return BatchLoss(_sum(losses), losses.numel(), samples, rows=rows_of(losses, None, samples, drawn))
+    rows = rows_of(losses, None, samples, drawn)
+    return BatchLoss(_sum(losses), losses.numel(), samples, rows=rows, graph=losses.sum())
 
 
 def plain_loss(logits: torch.Tensor, targets: torch.Tensor, *, high: bool) -> BatchLoss:

@@ -38,7 +38,7 @@ from lottery_tickets._batches._losses import (
     shifted,
     total,
 )
-from lottery_tickets._batches._units import IGNORED, rows_of
+from lottery_tickets._batches._units import IGNORED, rows_of, widened
 from lottery_tickets.errors import BatchError, EvaluationError
 
 Precision = Literal["high", "fast"]
@@ -65,7 +65,7 @@ def measure(
 ) -> BatchLoss:
     """Loss of one batch, in the mode the model is in.
 
-    Where gradients are on, `rows` of the result holds the loss of each sample with its graph.
+    Where gradients are on, `graph` of the result is its loss sum with its graph, `rows` the loss of each sample.
 
     Args:
         model: Any module; the batch is moved to its device, and floating-point inputs to its dtype.
@@ -240,7 +240,7 @@ def _loss_by(loss_fn: LossFunction, output: Output, request: Request) -> BatchLo
         return _scaled(losses, _units(request.labels, request), request)
     rows = rows_of(losses, None, request.samples) if losses.shape[0] == request.samples else None
     loss_sum = float(losses.detach().cpu().sum(dtype=torch.float64))
-    return BatchLoss(loss_sum, losses.numel(), request.samples, rows=rows)
+    return BatchLoss(loss_sum, losses.numel(), request.samples, rows=rows, graph=losses.sum())
 
 
 def _next_token_loss(
@@ -280,7 +280,8 @@ def _scaled(mean: torch.Tensor, units: int, request: Request) -> BatchLoss:
     loss_sum = float(mean.detach()) * units if units else 0.0
     # A mean over several samples does not tell them apart.
     rows = rows_of(mean.reshape(1), None, 1) if units and request.samples == 1 else None
-    return BatchLoss(loss_sum, units, request.samples, rows=rows)
+    graph = widened(mean.reshape(()), high=True) * units if units else None
+    return BatchLoss(loss_sum, units, request.samples, rows=rows, graph=graph)
 
 
 def _units(labels: torch.Tensor | None, request: Request) -> int:

@@ -1,0 +1,267 @@
+"""The folder of a run: one owner, one configuration, the newest whole state, and the measurements so far.
+
+    lock              held by the process that runs, for as long as it lives
+    config.json       what the run was started with
+    metrics.jsonl     a line for each measurement
+    state-00000007/   the newest whole state: state.json and safetensors files
+
+A state is written beside the others under a temporary name, synced and renamed; only then does the one before it
+go. So whatever the moment at which the process ends, the folder holds a whole state or none, and lines of
+measurements that are newer than it, which are cut off when the folder is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lottery_tickets._atomic import creating_folder, replacing
+from lottery_tickets.errors import RunFolderError
+from lottery_tickets.runs._encoding import Json
+from lottery_tickets.runs._lock import locked
+
+_log = logging.getLogger(__name__)
+
+FORMAT = "lottery_tickets.run"
+FORMAT_VERSION = "1"
+
+_CONFIG, _METRICS, _STATE = "config.json", "metrics.jsonl", "state.json"
+_STATES = "state-"
+
+
+@dataclass(frozen=True)
+class State:
+    """A whole state on disk.
+
+    Attributes:
+        folder: Where it lies.
+        values: What was saved as JSON.
+        lines: Measurements made before it.
+    """
+
+    folder: Path
+    values: dict[str, Any]
+    lines: int
+
+    @property
+    def number(self) -> int:
+        """How many were saved before it in this run."""
+        return int(self.folder.name.removeprefix(_STATES))
+
+    def tensors(self, group: str) -> dict[str, torch.Tensor]:
+        """The tensors of one file, on the CPU, mapped from it where the platform can."""
+        path = self.folder / f"{group}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a mapping
+        except (SafetensorError, FileNotFoundError) as error:
+            raise RunFolderError(
+                f"{path}: damaged or missing ({error}). The run cannot go on; start anew in another folder."
+            ) from error
+
+
+class RunFolder:
+    """A folder that this process owns until the block ends; made by `RunFolder.open`.
+
+    Attributes:
+        path: The folder.
+        state: The newest whole state, None in a run that has saved none.
+        lines: The measurements up to it, and those recorded since.
+    """
+
+    def __init__(self, path: Path, state: State | None, lines: list[dict[str, Any]]) -> None:
+        self.path = path
+        self.state = state
+        self.lines = lines
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, path: str | os.PathLike[str], configuration: Mapping[str, Any], *, resume: bool = True
+    ) -> Iterator[RunFolder]:
+        """Take possession of a folder, made if it is not there; what killed writes left in it is removed.
+
+        Args:
+            path: The folder.
+            configuration: What the run's outcome depends on, as JSON. A folder is one run's.
+            resume: If False, a folder that holds a state already is refused.
+
+        Yields:
+            The folder, its `state` being where to go on from.
+
+        Raises:
+            RunFolderError: In use by another process, of another configuration (each key that differs is named
+                with both values), damaged, not writable, or with a state though `resume` is False.
+
+        Example:
+            >>> import torch
+            >>> from lottery_tickets.runs import RunFolder
+            >>> with RunFolder.open("run", {"seed": 0}) as run:
+            ...     run.record({"epoch": 1})
+            ...     run.save({"epoch": 1}, {"model": {"w": torch.ones(2)}})
+            >>> with RunFolder.open("run", {"seed": 0}) as run:
+            ...     run.lines, run.state.values, run.state.tensors("model")["w"]
+            ([{'epoch': 1}], {'epoch': 1}, tensor([1., 1.]))
+        """
+        folder = Path(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"{folder}: no folder can be made there ({error}); give another run_dir."
+            ) from error
+        with locked(folder):
+            _remove_remains(folder)
+            _claim(folder, json.loads(json.dumps(configuration)))
+            state = _newest_state(folder)
+            if state is not None and not resume:
+                raise RunFolderError(
+                    f"{folder} holds a run already. With resume=True it goes on; to start anew give another "
+                    "run_dir, or remove the folder."
+                )
+            lines = _cut_lines(folder / _METRICS, 0 if state is None else state.lines)
+            if state is not None:
+                _log.info("%s: going on from %s, after %d measurements", folder, state.folder.name, len(lines))
+            yield cls(folder, state, lines)
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Add a measurement: it is on disk when this returns, and counts once a state is saved after it."""
+        text = json.dumps(line) + "\n"
+        try:
+            with (self.path / _METRICS).open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._unwritten("a measurement", error) from error
+        self.lines.append(json.loads(text))
+
+    def save(self, values: Mapping[str, Json], tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Write a whole state and remove the one before it.
+
+        Args:
+            values: As JSON.
+            tensors: File name, without its ending, to named tensors; those on the CPU are not copied.
+
+        Raises:
+            RunFolderError: It could not be written, for want of room for instance; the state before it is whole.
+        """
+        before = self.state
+        folder = self.path / f"{_STATES}{0 if before is None else before.number + 1:08d}"
+        content = {"lines": len(self.lines), "values": values}
+        try:
+            with creating_folder(folder) as temporary:
+                for group, named in tensors.items():
+                    contiguous = {name: tensor.detach().contiguous() for name, tensor in named.items()}
+                    save_file(contiguous, temporary / f"{group}.safetensors")
+                (temporary / _STATE).write_text(json.dumps(content), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise self._unwritten("the state", error) from error
+        self.state = State(folder, json.loads(json.dumps(values)), len(self.lines))
+        if before is not None:
+            shutil.rmtree(before.folder)
+
+    def _unwritten(self, what: str, error: Exception) -> RunFolderError:
+        last = "no state yet" if self.state is None else f"the whole state {self.state.folder.name}"
+        return RunFolderError(
+            f"{self.path}: {what} could not be written ({error}). The folder holds {last}; make room and call "
+            "again, and the run goes on from there."
+        )
+
+
+def _remove_remains(folder: Path) -> None:
+    """What writes that were killed have left: temporary files and folders, states that have a newer one."""
+    for path in (*folder.glob(f".{_STATES}*.tmp"), *_state_folders(folder)[:-1]):
+        shutil.rmtree(path)
+    for path in (*folder.glob(f".{_CONFIG}.*.tmp"), *folder.glob("*/.*.safetensors.*.tmp")):
+        path.unlink()
+
+
+def _state_folders(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(path for path in folder.glob(f"{_STATES}*") if path.name.removeprefix(_STATES).isdecimal())
+
+
+def _claim(folder: Path, configuration: dict[str, Any]) -> None:
+    """Write the configuration, or compare it with the one that is there."""
+    path = folder / _CONFIG
+    if not path.exists():
+        if _state_folders(folder):
+            raise RunFolderError(
+                f"{path} is missing, so the states beside it belong to an unknown run; move them away."
+            )
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, "configuration": configuration}
+        try:
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RunFolderError(
+                f"{path} cannot be written ({error}); make room, or give another run_dir."
+            ) from error
+        return
+    found = _read_json(path)
+    if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
+        raise RunFolderError(
+            f"{path}: format {found.get('format')!r}, version {found.get('format_version')!r}; this library reads "
+            f"{FORMAT!r}, version {FORMAT_VERSION!r}. Give another run_dir."
+        )
+    there = found["configuration"]
+    different = [
+        f"{key}: {_value(there, key)} there, {_value(configuration, key)} now"
+        for key in (*configuration, *(key for key in there if key not in configuration))
+        if _value(there, key) != _value(configuration, key)
+    ]
+    if different:
+        raise RunFolderError(
+            f"{folder} holds a run of another configuration: {'; '.join(different)}. Call it as it was called "
+            "before, or give another run_dir."
+        )
+
+
+def _value(configuration: Mapping[str, Any], key: str) -> str:
+    return json.dumps(configuration[key]) if key in configuration else "nothing"
+
+
+def _newest_state(folder: Path) -> State | None:
+    folders = _state_folders(folder)
+    if not folders:
+        return None
+    content = _read_json(folders[-1] / _STATE)
+    return State(folders[-1], content["values"], content["lines"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error}). Start anew in another folder.") from error
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{path}: not what a run writes there. Start anew in another folder.")
+    return content
+
+
+def _cut_lines(path: Path, count: int) -> list[dict[str, Any]]:
+    """The first lines of a file, of which the others are cut off."""
+    if not path.exists():
+        kept: Sequence[bytes] = []
+    else:
+        with path.open("rb+") as file:
+            kept = file.read().splitlines(keepends=True)[:count]
+            file.truncate(sum(len(line) for line in kept))
+            os.fsync(file.fileno())
+    if len(kept) < count:
+        raise RunFolderError(
+            f"{path}: {len(kept)} lines, but the state beside it was saved after {count}. Start anew elsewhere."
+        )
+    return [json.loads(line) for line in kept]
