@@ -55,8 +55,16 @@ class ScoreError(LotteryTicketError, ValueError):
     """Importance scores that cannot be computed: no samples, an overflow, an argument out of range."""
 
 
-class TrainingError(LotteryTicketError, RuntimeError):
-    """Training that cannot begin or go on: arguments, no batches, memory that runs out."""
+class TrainingError(LotteryTicketError, ValueError):
+    """Training that cannot begin or go on: an argument out of range, no batches, a model of another form."""
+
+
+class TrainingMemoryError(TrainingError, RuntimeError):
+    """Memory that ran out where the step cannot be taken in smaller pieces."""
+
+
+class NonfiniteLossError(TrainingError):
+    """A loss or a gradient that is NaN or infinite; the weights are those from before it."""
 
 
 class RunFolderError(LotteryTicketError, RuntimeError):

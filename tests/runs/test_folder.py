@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,60 @@ def test_a_full_disk_is_told_of_a_measurement_too(tmp_path):
         (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
         with pytest.raises(RunFolderError, match=r"a measurement could not be written .*no state yet; make room"):
             run.record({"value": 0})
+
+
+def dies_at(call: int, path: Path, value: int) -> bool:
+    """Save in a child process that kills itself before so many calls that reach the disk; whether it did."""
+    child = os.fork()
+    if child == 0:
+        try:
+            calls = count()
+
+            def counted(function):
+                def reached(*arguments, **options):
+                    if next(calls) == call:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return function(*arguments, **options)
+
+                return reached
+
+            for home, name in DISK:
+                setattr(home, name, counted(getattr(home, name)))
+            with opened(path) as run:
+                save(run, value)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+DISK = (
+    *((os, name) for name in ("open", "fsync", "ftruncate", "unlink", "rmdir", "mkdir")),
+    *((Path, name) for name in ("open", "rename", "replace", "chmod", "mkdir", "write_text")),
+    (_folder, "save_file"),
+)
+
+
+def test_a_save_that_is_killed_anywhere_leaves_one_whole_state(tmp_path):
+    with opened(tmp_path) as run:
+        save(run, 0)
+    value, found = 0, []
+    for call in count():
+        died = dies_at(call, tmp_path, value + 1)
+        lines, now, weights = held(tmp_path)
+        assert now in (value, value + 1)
+        assert weights == [float(now)] * 3
+        assert lines == [{"value": each} for each in range(now + 1)]
+        assert names(tmp_path) == ["config.json", "lock", "metrics.jsonl", f"state-{now:08d}"]
+        found.append(now - value)
+        value = now
+        if not died:
+            break
+    assert found[0] == 0
+    assert sum(found[:-1]) > 1, "killed after the new state's rename, before the old one is gone"
+    assert call > 15
 
 
 def test_remains_of_killed_writes_go(tmp_path):

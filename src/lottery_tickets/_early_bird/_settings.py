@@ -1,0 +1,119 @@
+"""What a search was asked for, checked before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, get_args
+
+from lottery_tickets._early_bird._results import Criterion
+from lottery_tickets.errors import SparsityError, TrainingError
+from lottery_tickets.masks import Patterns
+from lottery_tickets.sparsity import check_sparsity
+
+
+@dataclass(frozen=True)
+class Settings:
+    """When to look, at what, and what counts as settled.
+
+    Attributes:
+        sparsities: Fractions removed, all different.
+        criterion: How distances or correlations are judged.
+        threshold: Of the criterion; None for its source's.
+        window: Likewise.
+        max_epochs: Epochs to train at most.
+        check_interval: Epochs between checks; of no account if there are steps.
+        check_every_steps: Steps between checks, None for whole epochs.
+        include: Widens what is prunable.
+        exclude: Narrows it.
+        seed: Of everything that is drawn.
+    """
+
+    sparsities: tuple[float, ...]
+    criterion: Criterion
+    threshold: float | None
+    window: int | None
+    max_epochs: int
+    check_interval: int
+    check_every_steps: int | None
+    include: Patterns
+    exclude: Patterns
+    seed: int
+
+
+def checked_settings(
+    target_sparsity: float | Sequence[float],
+    criterion: str,
+    *,
+    use_magnitude_ranking: bool,
+    convergence_threshold: float | None,
+    stability_window: int | None,
+    max_epochs: int,
+    check_interval: int,
+    check_every_steps: int | None,
+    include: Patterns,
+    exclude: Patterns,
+    seed: int,
+) -> Settings:
+    """The settings, or an error that names the argument."""
+    if criterion not in get_args(Criterion):
+        raise TrainingError(f"criterion is 'window', 'queue' or 'rank_correlation', got {criterion!r}.")
+    if use_magnitude_ranking and criterion == "queue":
+        raise TrainingError(
+            "use_magnitude_ranking=True asks for criterion='rank_correlation', and criterion says 'queue'. Leave one "
+            "of them out."
+        )
+    check_count("max_epochs", max_epochs)
+    check_count("check_interval", check_interval)
+    check_count("check_every_steps", check_every_steps)
+    check_count("stability_window", stability_window)
+    if check_every_steps is not None and check_interval != 1:
+        raise TrainingError(
+            f"check_interval={check_interval} counts epochs and check_every_steps={check_every_steps} steps. Leave "
+            "one of them out."
+        )
+    if check_every_steps is None and check_interval > max_epochs:
+        raise TrainingError(
+            f"check_interval={check_interval} is more than max_epochs={max_epochs}, so no check would follow training. "
+            "Check more often or train longer."
+        )
+    if convergence_threshold is not None:
+        check_number("convergence_threshold", convergence_threshold, above=0, below=1)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise TrainingError(f"seed is a non-negative integer, got {seed!r}.")
+    return Settings(
+        sparsities=_sparsities(target_sparsity),
+        criterion="rank_correlation" if use_magnitude_ranking else criterion,  # type: ignore[arg-type]
+        threshold=convergence_threshold,
+        window=stability_window,
+        max_epochs=max_epochs,
+        check_interval=check_interval,
+        check_every_steps=check_every_steps,
+        include=include,
+        exclude=exclude,
+        seed=seed,
+    )
+
+
+def _sparsities(target: Any) -> tuple[float, ...]:
+    given = list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+    sparsities = tuple(float(check_sparsity(one, "target_sparsity")) for one in given)
+    if not sparsities or len(set(sparsities)) < len(sparsities):
+        raise SparsityError(f"target_sparsity is a fraction or several different ones, got {target!r}.")
+    if 0 in sparsities:
+        raise SparsityError("target_sparsity is 0, and a mask that keeps everything never changes; give a fraction.")
+    return sparsities
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is neither None nor a positive integer."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise TrainingError(f"{name} is a positive integer, got {value!r}.")
+
+
+def check_number(name: str, value: Any, *, above: float = -math.inf, below: float = math.inf) -> None:
+    """Refuse what is not a finite number strictly between two."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not above < float(value) < below:
+        raise TrainingError(f"{name} is a number between {above} and {below}, got {value!r}.")

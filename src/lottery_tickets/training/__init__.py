@@ -1,0 +1,1 @@
+"""Training that fits the model in memory once."""

@@ -1,0 +1,49 @@
+"""A model's numbers as named tensors, each once, and back into the model's own memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from lottery_tickets.errors import TrainingError
+from lottery_tickets.masks import parameter_aliases
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, those that are tied once; not copies."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found: dict[str, torch.Tensor] = {names[0]: parameters[names[0]] for names in parameter_aliases(model).values()}
+    found.update(model.named_buffers())
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def restore_tensors(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
+    """Write what `tensors_of` gave into the model.
+
+    Raises:
+        TrainingError: Names, shapes or data types that are not the model's.
+    """
+    own = tensors_of(model)
+    problems = sorted(own.keys() ^ saved.keys()) + [
+        f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+        for name, tensor in saved.items()
+        if name in own and (own[name].shape, own[name].dtype) != (tensor.shape, tensor.dtype)
+    ]
+    if problems:
+        raise TrainingError(
+            f"The state that was saved is not of this {type(model).__name__}: {', '.join(problems)}. Give the model "
+            "that the run was started with."
+        )
+    for name, tensor in saved.items():
+        own[name].copy_(tensor)
+
+
+def structure_digest(model: nn.Module) -> str:
+    """sha256 over names, shapes and data types of parameters and buffers: equal for models that can take each
+    other's state."""
+    told = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors_of(model).items()]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
