@@ -36,3 +36,218 @@ For training loops of one's own there is the detector alone: `EarlyBirdDetector`
 """
 
 from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, overload
+
+from torch import nn
+
+from lottery_tickets._batches import LossFunction
+from lottery_tickets._early_bird._results import Criterion, EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
+from lottery_tickets._early_bird._recipe import OptimizerFunction, Recipe, TrainerFunction
+from lottery_tickets._early_bird._settings import checked_settings
+from lottery_tickets._early_bird._whole import find_birds
+from lottery_tickets.detection import EarlyBirdDetector, detect_early_bird_convergence
+from lottery_tickets.masks import Patterns
+from lottery_tickets.training import Checkpointing, Nonfinite, Precision, SchedulerFactory
+
+__all__ = [
+    "EarlyBirdCheckpoint",
+    "EarlyBirdDetector",
+    "EarlyBirdResults",
+    "EarlyBirdTraining",
+    "compute_early_bird_tickets",
+    "detect_early_bird_convergence",
+]
+
+@overload
+def compute_early_bird_tickets(
+    model: nn.Module, dataloader: Any, trainer_fn: TrainerFunction | None = ..., max_epochs: int = ...,
+    check_interval: int = ..., target_sparsity: float = ..., convergence_threshold: float | None = ...,
+    stability_window: int | None = ..., use_magnitude_ranking: bool = ..., max_batch_size: int | None = ...,
+    learning_rate: float | None = ..., use_sgd: bool = ..., *, criterion: Criterion = ...,
+    check_every_steps: int | None = ..., optimizer: str | OptimizerFunction | None = ...,
+    scheduler: SchedulerFactory | None = ..., loss_fn: LossFunction | None = ...,
+    gradient_checkpointing: Checkpointing = ..., max_grad_norm: float | None = ..., momentum: float = ...,
+    weight_decay: float = ..., precision: Precision = ..., nonfinite: Nonfinite = ..., max_skipped: float = ...,
+    include: Patterns = ..., exclude: Patterns = ..., run_dir: str | os.PathLike[str] | None = ...,
+    resume: bool = ..., seed: int = ..., progress: bool = ..., save_masks: bool = ...,
+) -> EarlyBirdResults: ...
+
+
+@overload
+def compute_early_bird_tickets(
+    model: nn.Module, dataloader: Any, trainer_fn: TrainerFunction | None = ..., max_epochs: int = ...,
+    check_interval: int = ..., target_sparsity: Sequence[float] = ..., convergence_threshold: float | None = ...,
+    stability_window: int | None = ..., use_magnitude_ranking: bool = ..., max_batch_size: int | None = ...,
+    learning_rate: float | None = ..., use_sgd: bool = ..., *, criterion: Criterion = ...,
+    check_every_steps: int | None = ..., optimizer: str | OptimizerFunction | None = ...,
+    scheduler: SchedulerFactory | None = ..., loss_fn: LossFunction | None = ...,
+    gradient_checkpointing: Checkpointing = ..., max_grad_norm: float | None = ..., momentum: float = ...,
+    weight_decay: float = ..., precision: Precision = ..., nonfinite: Nonfinite = ..., max_skipped: float = ...,
+    include: Patterns = ..., exclude: Patterns = ..., run_dir: str | os.PathLike[str] | None = ...,
+    resume: bool = ..., seed: int = ..., progress: bool = ..., save_masks: bool = ...,
+) -> list[EarlyBirdResults]: ...
+
+
+def compute_early_bird_tickets(
+    model: nn.Module,
+    dataloader: Any,
+    trainer_fn: TrainerFunction | None = None,
+    max_epochs: int = 30,
+    check_interval: int = 1,
+    target_sparsity: float | Sequence[float] = 0.5,
+    convergence_threshold: float | None = None,
+    stability_window: int | None = None,
+    use_magnitude_ranking: bool = False,
+    max_batch_size: int | None = None,
+    learning_rate: float | None = None,
+    use_sgd: bool = True,
+    *,
+    criterion: Criterion = "window",
+    check_every_steps: int | None = None,
+    optimizer: str | OptimizerFunction | None = None,
+    scheduler: SchedulerFactory | None = None,
+    loss_fn: LossFunction | None = None,
+    gradient_checkpointing: Checkpointing = "auto",
+    max_grad_norm: float | None = 1.0,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    precision: Precision = "stochastic",
+    nonfinite: Nonfinite = "stop",
+    max_skipped: float = 0.01,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+    save_masks: bool = False,
+) -> EarlyBirdResults | list[EarlyBirdResults]:
+    r"""Train a model until its magnitude mask has settled; the mask is the early-bird ticket.
+
+    With $m_t$ the mask of sparsity s at check t, over N prunable weights, two masks are
+
+    $$d(m_i, m_j) = \frac{|m_i \oplus m_j|}{N}$$
+
+    apart. `criterion` says which distances have to be small for how long; see `EarlyBirdDetector`. Checks are at
+    epoch 0, before training, and after every `check_interval` epochs or `check_every_steps` steps. Training stops at
+    the check at which the masks of all sparsities have settled, else after `max_epochs`. Masks that stand still
+    because the weights do are not taken for settled ones.
+
+    The model comes back trained, in its own modes and flags; the caller's random states are left alone. The order of
+    the data and everything else that is random hangs on `seed`: before each epoch Python's, numpy's and torch's
+    states are seeded, and with them the loader's own generator. On one device the same call gives the same bits.
+
+    Args:
+        model: Any module, on one device; parameters that require no gradient are not trained.
+        dataloader: Batches, gone through once an epoch: mappings with what the model takes (and "labels"), or pairs
+            (inputs, targets). Also a list of batches, or a single batch.
+        trainer_fn: `trainer_fn(model, dataloader, epochs)` trains instead, between checks; a number that it returns
+            is recorded for the loss. What it keeps from call to call is its own affair, also where a run goes on.
+        max_epochs: Epochs to train at most; all are trained unless the masks settle.
+        check_interval: Epochs between checks.
+        target_sparsity: Fraction of the prunable weights to remove, in (0, 1). With several of them, one counting
+            pass serves all masks, and one training all results.
+        convergence_threshold: Of the criterion: the largest distance or the least correlation; None for its default.
+        stability_window: Of the criterion: how many must agree; None for its default.
+        use_magnitude_ranking: The same as `criterion="rank_correlation"`.
+        max_batch_size: Samples in a forward pass at most. Larger batches are split into micro-batches, and the update
+            is that of the whole batch, at the cost of holding its gradients (4 bytes a weight).
+        learning_rate: None for 0.01 with SGD and 1e-4 with AdamW; of a function, for its own.
+        use_sgd: SGD, whose step is taken inside the backward pass; False for AdamW.
+        criterion: "window", "queue" or "rank_correlation".
+        check_every_steps: Optimizer steps between checks, in place of epochs.
+        optimizer: "sgd", "adamw", "adamw8bit" (states of one byte a number, by torchao), or a function from
+            parameters to an optimizer of torch's, called with `lr` too if `learning_rate` is given. Overrides
+            `use_sgd`.
+        scheduler: A function from the torch optimizer to a learning rate scheduler, stepped once a step.
+        loss_fn: `loss_fn(logits, targets)` in place of the model's usual loss: a scalar, the mean over targets that
+            are not -100 (over samples if they are not integers), or a loss for each unit.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: "auto" where
+            the model offers it, True, or False.
+        max_grad_norm: Gradients are scaled down to this norm, each tensor by itself; None for no clipping. Of a
+            function's optimizer, by the norm of all together.
+        momentum: Of SGD; takes the weights' bytes again.
+        weight_decay: Of SGD and AdamW by name.
+        precision: How bf16 and fp16 weights take up small steps: "stochastic" rounding, "compensated" (the remainders
+            are kept, which takes the weights' bytes again), or "nearest", which loses them.
+        nonfinite: At a loss or gradient that is not finite, "stop" with the last mask, or "skip" the batch.
+        max_skipped: Share of the batches that may be skipped, one being allowed in any case; more of them stop.
+        include: Widens what is prunable; see `prunable_parameters`.
+        exclude: Narrows it.
+        run_dir: A folder for the run: after every check weights, optimizer, detector, random states and the place in
+            the data are written there. Called in the same way again after a kill, it goes on from the last check.
+        resume: If False, a folder that holds a run already is an error.
+        seed: Non-negative integer.
+        progress: Show a bar on anything that takes over two seconds.
+        save_masks: Keep the mask of every check in `run_dir`/masks, as a ticket file.
+
+    Returns:
+        An `EarlyBirdResults`, or a list of them in the order of the sparsities.
+
+    Raises:
+        TrainingError: An argument out of range or two that contradict each other; no batches, or none that could be
+            trained on.
+        TrainingMemoryError: Memory that does not suffice for a single sample, or that ran out when some weights had
+            been updated.
+        DetectionError: A criterion, threshold or window that cannot be.
+        SparsityError: A sparsity outside (0, 1).
+        ParameterSelectionError: A pattern that matches nothing, or nothing to prune.
+        WeightsError: Weights that are NaN before training, or on the meta device.
+        BatchError: A batch of an unknown form.
+        RunFolderError: A folder in use, of another configuration, damaged or not writable.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets.early_bird import compute_early_bird_tickets
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        >>> inputs = torch.randn(64, 8)
+        >>> data = torch.utils.data.TensorDataset(inputs, (inputs[:, 0] > 0).long())
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+        >>> results = compute_early_bird_tickets(model, loader, learning_rate=0.1)
+        >>> results["converged"], results["convergence_epoch"]
+        (True, 5)
+        >>> results["final_mask"].sparsity
+        0.5
+
+    References:
+        You et al., "Drawing Early-Bird Tickets: Towards More Efficient Training of Deep Networks", ICLR 2020,
+        arXiv 1909.11957, section 3.2 (mask distance) and algorithm 1. Lv et al., "Full Parameter Fine-tuning for
+        Large Language Models with Limited Resources", ACL 2024, arXiv 2306.09782, section 3.1 (the fused step).
+    """
+    settings = checked_settings(
+        target_sparsity,
+        criterion,
+        use_magnitude_ranking=use_magnitude_ranking,
+        convergence_threshold=convergence_threshold,
+        stability_window=stability_window,
+        max_epochs=max_epochs,
+        check_interval=check_interval,
+        check_every_steps=check_every_steps,
+        include=include,
+        exclude=exclude,
+        seed=seed,
+    )
+    recipe = Recipe(
+        trainer_fn=trainer_fn,
+        max_batch_size=max_batch_size,
+        learning_rate=learning_rate,
+        use_sgd=use_sgd,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        loss_fn=loss_fn,
+        gradient_checkpointing=gradient_checkpointing,
+        max_grad_norm=max_grad_norm,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        precision=precision,
+        nonfinite=nonfinite,
+        max_skipped=max_skipped,
+    )
+    results = find_birds(
+        model, dataloader, settings, recipe, run_dir=run_dir, resume=resume, save_masks=save_masks, progress=progress
+    )
+    return results if isinstance(target_sparsity, Sequence) else results[0]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from lottery_tickets._early_bird._results import EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import Settings
 from lottery_tickets._early_bird._watch import Watch
 from lottery_tickets.errors import NonfiniteLossError, TrainingError, WeightsError
@@ -94,11 +95,22 @@ class Search:
             _log.warning("%s", error)
             self._stop(str(error))
         if self.reason is None:
-            self._stop(self._watch.verdict())
+            self._stop(self._watch.ending())
 
     def _stop(self, reason: str) -> None:
         self.reason = reason
         self._save()
+
+    def results(self) -> list[EarlyBirdResults]:
+        """What was found, by sparsity."""
+        assert self.reason is not None
+        progress = self._trainer.progress if isinstance(self._trainer, Trainer) else None
+        trained = EarlyBirdTraining(
+            steps=None if progress is None else progress.steps,
+            skipped=0 if progress is None else progress.skipped,
+            mean_loss=None if progress is None else progress.mean_loss,
+        )
+        return self._watch.results(self.reason, trained)
 
     # ---------------------------------------------------------------- training
 
@@ -170,7 +182,7 @@ class Search:
             peak_bytes=peak_bytes(self._model),
         )
         if self._watch.settled or position.epoch == self._settings.max_epochs:
-            self.reason = self._watch.verdict()
+            self.reason = self._watch.ending()
         if self._run is not None:
             for line in lines:
                 self._run.record(line)
@@ -204,3 +216,4 @@ class Search:
             self._trainer.load(decoded(values["trainer"], others))
         self._watch.load(decoded(values["watch"], others), run.lines)
         self._random = RandomState(**decoded(values["random"], others))
+

@@ -11,14 +11,14 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from lottery_tickets._batches import BatchLoss, LossFunction, measure, samples_of, size_of, total
-from lottery_tickets.errors import NonfiniteLossError, TrainingMemoryError
+from lottery_tickets.errors import NonfiniteLossError, TrainingError, TrainingMemoryError
 from lottery_tickets.training._memory_errors import is_out_of_memory
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,11 @@ class Progress:
     skipped: int = 0
     loss_sum: float = 0.0
     units: int = 0
+
+    def add(self, part: BatchLoss) -> None:
+        """Count a batch's loss."""
+        self.loss_sum += part.loss_sum
+        self.units += part.units
 
     @property
     def mean_loss(self) -> float | None:
@@ -94,20 +99,22 @@ class Trainer:
     ) -> None:
         self.progress = Progress()
         self.optimizer = optimizer
-        self.scheduler = None if scheduler is None else scheduler(optimizer)
+        self.scheduler = _scheduled(scheduler, optimizer.optimizer)
         self._model, self._loss_fn = model, loss_fn
         self._limit = max_batch_size
         self._nonfinite, self._max_skipped = nonfinite, max_skipped
+        self._updating = False
 
-    def step(self, batch: Any) -> float | None:
+    def step(self, batch: Any) -> BatchLoss | None:
         """Train on one batch.
 
         Returns:
-            Its mean loss before the update; None if it was left out.
+            Its loss before the update; None if it was left out.
 
         Raises:
-            NonfiniteLossError: A loss or gradient that is not finite, if such batches are not left out or have become
-                too many. Weights and buffers are those from before the step.
+            NonfiniteLossError: A loss or gradient that is not finite, where such batches are not left out or have
+                become too many. A loss leaves weights and buffers as they were before the step; a gradient leaves its
+                own tensor so, and the message says if others had been updated before.
             TrainingMemoryError: Memory that does not suffice for a single sample, or ran out when weights had already
                 moved.
             BatchError: A batch of an unknown form.
@@ -115,16 +122,38 @@ class Trainer:
         before = self._changing_buffers()
         try:
             part = self._whole_step(batch, before)
-        except NonfiniteLossError as error:
-            self._undo(before)
-            self._skip(error)
+        except _NotFiniteError as error:
+            self.optimizer.zero_grad()
+            if not (self._updating and self.optimizer.moved):
+                _restore(before)
+            self._skip(str(error))
             return None
         self.progress.steps += 1
-        self.progress.loss_sum += part.loss_sum
-        self.progress.units += part.units
+        self.progress.add(part)
         if self.scheduler is not None:
             self.scheduler.step()
-        return part.mean
+        return part
+
+    def state(self) -> dict[str, Any]:
+        """All that the next steps depend on beside the model: numbers, text and tensors."""
+        return {
+            "progress": asdict(self.progress),
+            "limit": self._limit,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `state` gave."""
+        self.progress = Progress(**state["progress"])
+        self._limit = state["limit"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+
+    @property
+    def _where(self) -> str:
+        return f"Step {self.progress.steps + self.progress.skipped + 1}"
 
     def _whole_step(self, batch: Any, before: list[_Saved]) -> BatchLoss:
         """Loss of a batch and the update by it, in as many pieces as memory asks for."""
@@ -136,37 +165,120 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.optimizer.moved:
-                    raise TrainingMemoryError(
-                        f"Step {self._number}: memory ran out in the backward pass, when some weights had been updated "
-                        "already and others not; the model is not to be used. Begin again from its initial weights, "
-                        f"or from run_dir, with max_batch_size below {rows} or gradient_checkpointing=True."
-                    ) from error
+                self._refuse_if_moved(error, rows)
                 if rows == 1:
                     raise TrainingMemoryError(
-                        f"Step {self._number}: memory does not suffice for a single sample ({error}). Shorten the "
-                        "samples, or pass gradient_checkpointing=True."
+                        f"{self._where}: memory does not suffice for a single sample ({error}). Shorten the samples, "
+                        "or pass gradient_checkpointing=True."
                     ) from error
             # Out here the error is gone, and with it the frames that held the graph.
-            self._undo(before)
+            self.optimizer.zero_grad()
+            _restore(before)
             self._limit = math.ceil(rows / 2)
-            _log.warning("step %d: memory ran out; going on with micro-batches of %d", self._number, self._limit)
+            _log.warning("%s: memory ran out; going on with micro-batches of %d", self._where, self._limit)
 
     def _in_pieces(self, batch: Any, size: int, rows: int) -> BatchLoss:
         """The update of the whole batch from gradients of its pieces."""
+        self._updating = False
         parts: list[BatchLoss] = []
-        weight = 0  # what the pieces before the last are divided by: how many units the batch is likely to have
+        divisor = 0  # of the pieces before the last: the units the batch will have if all have as many as these
         for start in range(0, size, rows):
             stop = min(size, start + rows)
             piece = batch if rows == size else samples_of(batch, start, stop)
             part = measure(self._model, piece, loss_fn=self._loss_fn)
-            parts.append(replace(part, rows=None, graph=None))
+            graph, part = part.graph, replace(part, rows=None, graph=None)
+            if part.units and not math.isfinite(part.loss_sum):
+                raise _NotFiniteError(f"the loss is {part.mean}")
+            parts.append(part)
             units = sum(one.units for one in parts)
-            if not math.isfinite(part.loss_sum) or (stop == size and not units):
-                raise NonfiniteLossError(f"the loss is {part.mean}")
             if stop < size:
-                weight = weight or units * size // stop
-                self.optimizer.accumulate(part.graph, weight)
-            else:
-                self.optimizer.backward(part.graph, units)
+                if part.units and graph is not None:
+                    divisor = divisor or math.ceil(units * size / stop)
+                    self.optimizer.accumulate(graph / divisor)
+                continue
+            if not units:
+                raise _NotFiniteError("every label of the batch is ignored, so it has no loss")
+            if divisor not in (0, units):
+                self.optimizer.scale_accumulated(divisor / units)
+            self._update(graph if part.units else None, units)
         return total(parts)
+
+    def _update(self, graph: torch.Tensor | None, units: int) -> None:
+        self._updating = True
+        # A last piece that has nothing to add still makes the update by the others.
+        self.optimizer.backward(self._nothing() if graph is None else graph / units)
+        if self.optimizer.nonfinite:
+            moved = self.optimizer.moved
+            others = f"; {moved} other tensors were updated before that was known" if moved else ""
+            raise _NotFiniteError(f"the gradient of {', '.join(self.optimizer.nonfinite)} is not finite{others}")
+
+    def _nothing(self) -> torch.Tensor:
+        """A loss of zero with a graph."""
+        trainable = [one for one in self._model.parameters() if one.requires_grad]
+        return 0 * min(trainable, key=torch.numel).sum()
+
+    def _refuse_if_moved(self, error: BaseException, rows: int) -> None:
+        if self._updating and self.optimizer.moved:
+            raise TrainingMemoryError(
+                f"{self._where}: memory ran out in the backward pass, when some weights had been updated already and "
+                "others not, so the model is not to be used. Begin again from its initial weights, or from run_dir, "
+                f"with max_batch_size below {rows} or gradient_checkpointing=True."
+            ) from error
+
+    def _skip(self, what: str) -> None:
+        """Leave the batch out, or raise."""
+        where, progress = self._where, self.progress
+        remedy = "Lower the learning rate or max_grad_norm, or look at the data"
+        if self._nonfinite == "stop":
+            raise NonfiniteLossError(f"{where}: {what}. {remedy}; nonfinite='skip' leaves out single batches.")
+        progress.skipped += 1
+        seen = progress.steps + progress.skipped
+        if progress.skipped > max(1, self._max_skipped * seen):
+            raise NonfiniteLossError(
+                f"{where}: {what}. That makes {progress.skipped} of {seen} batches, more than "
+                f"max_skipped={self._max_skipped}. {remedy}."
+            )
+        _log.warning("%s: %s; left out", where, what)
+
+    def _changing_buffers(self) -> list[_Saved]:
+        """Copies of what a forward pass may change: running means and the like, of modules in training mode."""
+        return [
+            _Saved(module, name, buffer.clone())
+            for module in self._model.modules()
+            if module.training
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+            and name not in module._non_persistent_buffers_set
+            and (buffer.is_floating_point() or buffer.numel() == 1)
+        ]
+
+
+class _Saved(NamedTuple):
+    module: nn.Module
+    name: str
+    value: torch.Tensor
+
+
+def _restore(saved: list[_Saved]) -> None:
+    for module, name, value in saved:
+        buffer = module._buffers[name]
+        assert buffer is not None
+        buffer.copy_(value)
+
+
+class _NotFiniteError(Exception):
+    """Inside a step: there is nothing to update by."""
+
+
+def _scheduled(
+    scheduler: SchedulerFactory | None, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    if scheduler is None:
+        return None
+    made = scheduler(optimizer)
+    if not isinstance(made, torch.optim.lr_scheduler.LRScheduler):
+        raise TrainingError(
+            "scheduler is a function from the optimizer to one of torch's learning rate schedulers; it returned "
+            f"{type(made).__name__}."
+        )
+    return made

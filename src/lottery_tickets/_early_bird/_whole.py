@@ -1,0 +1,89 @@
+"""A search from beginning to end: what is prepared for it and put back after it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lottery_tickets._early_bird._recipe import Recipe
+from lottery_tickets._early_bird._results import EarlyBirdResults, EarlyBirdTraining
+from lottery_tickets._early_bird._search import Search, TrainEpochs
+from lottery_tickets._early_bird._settings import Settings
+from lottery_tickets._early_bird._watch import Watch
+from lottery_tickets.errors import TrainingError
+from lottery_tickets.runs import RunFolder, private_random_state
+from lottery_tickets.training import (
+    DataOrder,
+    Trainer,
+    checkpointed,
+    devices_of,
+    peak_bytes,
+    structure_digest,
+    training,
+)
+
+
+def find_birds(
+    model: nn.Module,
+    dataloader: Any,
+    settings: Settings,
+    recipe: Recipe,
+    *,
+    run_dir: str | os.PathLike[str] | None,
+    resume: bool,
+    save_masks: bool,
+    progress: bool,
+) -> list[EarlyBirdResults]:
+    """A search from beginning to end; see `compute_early_bird_tickets`."""
+    if save_masks and run_dir is None:
+        raise TrainingError("save_masks=True keeps the masks in run_dir, and there is none. Give run_dir.")
+    order = DataOrder(dataloader, settings.seed)
+    watch = Watch(model, settings, Path(run_dir) / "masks" if save_masks and run_dir is not None else None)
+    if recipe.trainer_fn is None and not any(parameter.requires_grad for parameter in model.parameters()):
+        watch.look(epoch=0, step=0, train_loss=None, seconds=0.0, peak_bytes=peak_bytes(model))
+        return watch.results(
+            "weights are not moving: no parameter requires gradients, so nothing was trained",
+            EarlyBirdTraining(steps=0, skipped=0, mean_loss=None),
+        )
+    with ExitStack() as stack:
+        stack.enter_context(private_random_state(devices_of(model)))
+        run = None
+        if run_dir is not None:
+            told = configuration(model, order, settings, recipe)
+            run = stack.enter_context(RunFolder.open(run_dir, told, resume=resume))
+        stack.enter_context(training(model))
+        trainer: Trainer | TrainEpochs
+        if recipe.trainer_fn is None:
+            stack.enter_context(checkpointed(model, recipe.gradient_checkpointing))
+            trainer = recipe.trainer(model, settings.seed)
+        else:
+            trainer = partial(recipe.trainer_fn, model, dataloader)
+        search = Search(model, settings, order, watch, trainer, run, progress=progress)
+        search.run()
+        return search.results()
+
+
+def configuration(model: nn.Module, order: DataOrder, settings: Settings, recipe: Recipe) -> dict[str, Any]:
+    """What the outcome of a search depends on, as JSON: what is not data is told by its name."""
+    structure = {
+        "class": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "structure": structure_digest(model),
+    }
+    told = {field.name: _described(getattr(one, field.name)) for one in (settings, recipe) for field in fields(one)}
+    return {"function": "compute_early_bird_tickets", "model": structure, "batches": order.length, **told}
+
+
+def _described(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_described(one) for one in value]
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
