@@ -55,6 +55,10 @@ class ScoreError(LotteryTicketError, ValueError):
     """Importance scores that cannot be computed: no samples, an overflow, an argument out of range."""
 
 
+class TrainingError(LotteryTicketError, ValueError):
+    """Training that cannot go on as asked: an option out of range, a gradient or a loss of the wrong kind."""
+
+
 class CheckpointError(LotteryTicketError, ValueError):
     """A checkpoint folder that cannot be read or written as asked."""
 
