@@ -56,7 +56,7 @@ class ScoreError(LotteryTicketError, ValueError):
 
 
 class TrainingError(LotteryTicketError, ValueError):
-    """Training that cannot begin or go on: an argument out of range, no batches, a model of another form."""
+    """Training that cannot go on as asked: an option out of range, a gradient or a loss of the wrong kind."""
 
 
 class TrainingMemoryError(TrainingError, RuntimeError):

@@ -1,1 +1,37 @@
-"""Training that fits the model in memory once."""
+"""Training that takes little more memory than the weights: steps made inside the backward pass."""
+
+from lottery_tickets.training._activations import Checkpointing, blocks_of, checkpointed, checkpointed_blocks
+from lottery_tickets.training._fused_sgd import FusedSGD
+from lottery_tickets.training._optimizers import AfterBackward, InBackward, MakeOptimizer, Stepper, make_optimizer
+from lottery_tickets.training._order import DataOrder
+from lottery_tickets.training._passes import Clip
+from lottery_tickets.training._peaks import devices_of, peak_bytes
+from lottery_tickets.training._snapshots import restore_tensors, structure_digest, tensors_of
+from lottery_tickets.training._trainer import Nonfinite, Progress, SchedulerFactory, Trainer, training
+from lottery_tickets.training._weights import Precision
+
+__all__ = [
+    "AfterBackward",
+    "Checkpointing",
+    "Clip",
+    "DataOrder",
+    "FusedSGD",
+    "InBackward",
+    "MakeOptimizer",
+    "Nonfinite",
+    "Precision",
+    "Progress",
+    "SchedulerFactory",
+    "Stepper",
+    "Trainer",
+    "blocks_of",
+    "checkpointed",
+    "checkpointed_blocks",
+    "devices_of",
+    "make_optimizer",
+    "peak_bytes",
+    "restore_tensors",
+    "structure_digest",
+    "tensors_of",
+    "training",
+]
