@@ -226,14 +226,17 @@ def test_hybrid_ranks_share_their_mean_place_where_scores_are_equal() -> None:
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=60), st.integers(1, 3))
-def test_ranks_by_counting_are_ranks_by_comparing(values: list[float], slots: int) -> None:
+def test_ranks_by_counting_and_by_sorting_are_ranks_by_comparing(values: list[float], slots: int) -> None:
     scores = {"a": torch.tensor(values[: len(values) // 2]), "b": torch.tensor(values[len(values) // 2 :])}
-    into = {name: torch.zeros(score.shape) for name, score in scores.items()}
+    counted, sorted_ = ({name: torch.zeros(score.shape) for name, score in scores.items()} for _ in range(2))
+    add_ranks(scores, 2.0, sorted_)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lottery_tickets.gradients._ranks._SORTED", -1)
         patch.setattr("lottery_tickets.gradients._ranks._SLOTS", slots)
-        add_ranks(scores, 2.0, into)
+        add_ranks(scores, 2.0, counted)
     for name, ranks in scoring.ranks(scores).items():
-        assert into[name].double() == pytest.approx(2 * ranks, rel=1e-6)
+        assert counted[name].double() == pytest.approx(2 * ranks, rel=1e-6)
+        assert torch.equal(counted[name], sorted_[name])
 
 
 # ---------------------------------------------------------------- without data

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lottery_tickets.importance_pruning import create_importance_mask
     from lottery_tickets.inspection import compute_sparsity, get_model_size, validate_pruning_correctness
     from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
-    from lottery_tickets.masks import Mask, applied, apply_mask, prunable_parameters, remove_mask
+    from lottery_tickets.masks import Mask, applied, apply_mask, held, prunable_parameters, remove_mask
     from lottery_tickets.overlap import compute_ticket_overlap
     from lottery_tickets.robustness import compute_pruning_robustness
     from lottery_tickets.sparsity import compute_histogram_quantile
@@ -54,6 +54,7 @@ __all__ = [
     "create_magnitude_mask",
     "ensure_deterministic_pruning",
     "get_model_size",
+    "held",
     "prunable_parameters",
     "remove_mask",
     "validate_pruning_correctness",

@@ -35,10 +35,11 @@ def compute_synflow_importance(
 
     In round k = 1 ... n the saliency of every weight still there is `|w| * dR/d|w|`, with R the sum of the outputs
     of the network made linear and positive, on an input of ones; the least salient are removed until the density
-    is `final_density^(k / n)`. The score is the weight's place in the order of removal over the number of weights,
-    survivors of the last round going by its saliency; equal ones share their mean place, and where a round parts
-    equal ones the earlier go first. So a mask of any
-    sparsity up to 1 - final_density is that of the schedule, and removes in rounds in between what it would.
+    is `final_density^(k / n)`. The score is the weight's place in the order of removal over the number of weights:
+    rounds one after the other, inside a round by its saliency, and at the end what the last round left, by its
+    saliency in that round. Where a round parts equal ones the earlier go first; equal ones that go together share
+    their mean place. So a mask of any sparsity up to 1 - final_density is that of the schedule, and removes in
+    rounds in between what it would.
 
     The network is made linear so:
     - Layers: weights are their magnitudes, biases are left out.
@@ -87,24 +88,51 @@ def compute_synflow_importance(
     parameters = scorable(model, include, exclude)
     kept = {name: torch.ones(one.shape, dtype=torch.bool) for name, one in parameters.items()}
     order = {name: torch.zeros(one.shape) for name, one in parameters.items()}
+    total = sum(one.numel() for one in order.values())
+    before = 0
     for turn in tqdm(range(1, rounds + 1), desc="flow", unit=" rounds", delay=2, disable=not progress):
         flow = synaptic_flow(model, parameters, kept, input_shape)
         if not any(bool(saliency.any()) for saliency in flow.values()):
             if turn == 1:
                 raise ScoreError(f"The flow through {type(model).__name__} is 0: some layer lets none through.")
-            break  # so few are left that no path is: their order stays that of the round before
-        for name, saliency in flow.items():
-            # Below every weight that is still there, the dead ones too.
-            saliency.clamp_(min=_LEAST).masked_fill_(~kept[name], 0)
-        places = {name: torch.zeros(one.shape) for name, one in parameters.items()}
-        add_ranks(flow, 1.0, places)
-        selection = Selection(flow)
-        removed = selection.numel - max(1, round(selection.numel * final_density ** (turn / rounds)))
-        survivors = selection.bits(selection.lines([removed])[0])
-        for name, place in places.items():
-            torch.where(kept[name], place, order[name], out=order[name])
-            kept[name] = unpack_range(survivors[name], 0, place.numel()).view(place.shape)
+            break  # so few are left that no path is: none of them comes before another
+        removed = total - max(1, round(total * final_density ** (turn / rounds)))
+        gone = _least_salient(flow, kept, removed)
+        _set_places(order, flow, gone, before, total)
+        before = removed
+        for name, one in gone.items():
+            kept[name] &= ~one
+    _set_places(order, flow, kept, before, total)
     return order
+
+
+def _least_salient(
+    flow: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor], removed: int
+) -> dict[str, torch.Tensor]:
+    """Which weights go so that `removed` are gone in all."""
+    for name, saliency in flow.items():
+        # Weights that no flow passes rank above those that are gone.
+        saliency.clamp_(min=_LEAST).masked_fill_(~kept[name], 0)
+    selection = Selection(flow)
+    survivors = selection.bits(selection.lines([removed])[0])
+    return {
+        name: one & ~unpack_range(survivors[name], 0, one.numel()).view(one.shape) for name, one in kept.items()
+    }
+
+
+def _set_places(
+    order: Mapping[str, torch.Tensor],
+    flow: Mapping[str, torch.Tensor],
+    chosen: Mapping[str, torch.Tensor],
+    before: int,
+    total: int,
+) -> None:
+    """Place of each chosen weight by its saliency, over the total, so many having gone before."""
+    saliencies = {name: flow[name][one] for name, one in chosen.items()}
+    places = {name: torch.full_like(one, before / total) for name, one in saliencies.items()}
+    add_ranks(saliencies, sum(one.numel() for one in places.values()) / total, places)
+    for name, one in chosen.items():
+        order[name][one] = places[name]
 
 
 def synaptic_flow(

@@ -2,6 +2,7 @@
 
 from lottery_tickets.masks._applied import applied, apply_mask, remove_mask
 from lottery_tickets.masks._bits import PackedBits, count_common, pack, packed_size, unpack_range
+from lottery_tickets.masks._held import held
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import (
     Patterns,
@@ -20,6 +21,7 @@ __all__ = [
     "apply_mask",
     "as_mask",
     "count_common",
+    "held",
     "is_transposed_linear",
     "pack",
     "packed_size",

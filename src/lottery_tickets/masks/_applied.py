@@ -59,7 +59,7 @@ def applied(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> Iterator[nn.M
         0.0
     """
     ticket = as_mask(mask)
-    _refuse_nesting(model)
+    refuse_nesting(model)
     places = places_of(model, parameters_of(model, ticket))
     changes: dict[nn.Module, dict[str, PackedBits]] = {}
     for name, found in places.items():
@@ -112,13 +112,7 @@ def apply_mask(
     if clone_weights:
         removed = {name: weight.detach()[_pruned(ticket, name, weight)] for name, weight in parameters.items()}
     for name, weight in parameters.items():
-        data = weight.detach()
-        if data.is_cpu and data.is_contiguous():
-            integers = _as_integers(data)
-            _keep(integers, ticket.packed(name), integers)
-        else:
-            data.masked_fill_(_pruned(ticket, name, data), 0)
-        torch.autograd.graph.increment_version(weight)
+        zero_pruned(weight, ticket.packed(name))
     return removed
 
 
@@ -154,6 +148,17 @@ def remove_mask(
         original = original_weights[name].to(weight.device)
         pruned = _pruned(ticket, name, weight)
         weight.detach()[pruned] = original[pruned] if original.shape == weight.shape else original
+
+
+def zero_pruned(tensor: torch.Tensor, packed: PackedBits) -> None:
+    """Set the elements whose bit is not set to +0, in place, the others staying bit for bit."""
+    data = tensor.detach()
+    if data.is_cpu and data.is_contiguous():
+        integers = _as_integers(data)
+        _keep(integers, packed, integers)
+    else:
+        data.masked_fill_(~_bits.unpack(packed, data.shape).to(data.device), 0)
+    torch.autograd.graph.increment_version(tensor)
 
 
 class _Recipe(NamedTuple):
@@ -248,7 +253,8 @@ def _masked_reader(attribute: str, packed: PackedBits, copies: _Copies) -> Calla
     return read
 
 
-def _refuse_nesting(model: nn.Module) -> None:
+def refuse_nesting(model: nn.Module) -> None:
+    """Raise MaskAppliedError where a mask is applied already."""
     for name, module in model.named_modules():
         if getattr(type(module), _MARK, False):
             raise MaskAppliedError(

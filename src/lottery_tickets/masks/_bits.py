@@ -36,6 +36,13 @@ def unpack_range(packed: PackedBits, start: int, stop: int) -> torch.Tensor:
     return torch.from_numpy(bits.view(np.bool_))
 
 
+def unpack_there(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Bool tensor of `shape` from packed bits that lie in a tensor, on its device."""
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = (packed.unsqueeze(-1) >> places) & 1
+    return bits.view(-1)[: shape.numel()].bool().view(shape)
+
+
 def count(packed: PackedBits) -> int:
     """Number of set bits."""
     return sum(_count_words(packed[start : start + BLOCK]) for start in range(0, packed.size, BLOCK))
