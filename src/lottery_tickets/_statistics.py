@@ -30,3 +30,15 @@ def ratio_interval(
     error = math.sqrt(n / (n - 1) * squares) / abs(whole)
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
     return ratio - half, ratio + half
+
+
+def share_interval(count: int, total: int, confidence: float) -> Interval:
+    """Wilson's confidence interval of the probability behind `count` hits in `total` independent trials.
+
+    References:
+        Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, total).proportion_ci(confidence, "wilson")
+    return float(interval.low), float(interval.high)

@@ -20,7 +20,7 @@ def check_plot(path: Path) -> None:
         MissingExtraError: matplotlib is not installed.
         EvaluationError: A suffix that matplotlib does not know.
     """
-    figure = _figure_class()()
+    figure = figure_class()()
     formats = sorted(figure.canvas.get_supported_filetypes())
     if path.suffix.removeprefix(".").lower() not in formats:
         raise EvaluationError(f"--plot {path}: the suffix names the format, one of {', '.join(formats)}.")
@@ -33,7 +33,7 @@ def write_plot(path: Path, data: Mapping[str, Any]) -> None:
         path: Its suffix names the format.
         data: What `compare` reports.
     """
-    figure = _figure_class()(figsize=(8, 5), layout="constrained")
+    figure = figure_class()(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     dense = data["dense"]
     axes.axhline(dense["perplexity"], color="black", linewidth=1, linestyle=":", label="dense")
@@ -78,7 +78,7 @@ def _errors(rows: list[Mapping[str, Any]]) -> list[list[float]] | None:
     ]
 
 
-def _figure_class() -> Any:
+def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,0 +1,300 @@
+"""`early-bird`: train until the mask has settled, and save the ticket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lottery_tickets.cli._app import app
+from lottery_tickets.cli._arguments import DeviceOption, Dtype, DtypeOption, ExcludeOption, IncludeOption, chosen_device
+from lottery_tickets.cli._shell import Report, Session, command, new_table, number, strict, with_interval
+from lottery_tickets.cli._subjects import TextOptions, check_names, subject_of
+
+if TYPE_CHECKING:
+    from lottery_tickets._controls import Trained
+    from lottery_tickets.cli._subjects import Subject
+    from lottery_tickets.early_bird import EarlyBirdResults
+
+
+class Rule(str, Enum):
+    """When a mask has settled."""
+
+    window = "window"
+    queue = "queue"
+    rank_correlation = "rank_correlation"
+
+
+class Optimizer(str, Enum):
+    """What trains."""
+
+    sgd = "sgd"
+    adamw = "adamw"
+    adamw8bit = "adamw8bit"
+
+
+@command(
+    app,
+    "early-bird",
+    "lottery-tickets early-bird lenet-300-100 --data mnist --sparsity 0.5 --controls -o runs/lenet",
+    "lottery-tickets early-bird ./my-model --data book.txt --check-every-steps 8 --epochs 1 -o runs/my-model",
+)
+def early_bird(
+    session: Session,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="lenet-300-100 or batchnorm-cnn, or a causal language model: a folder (safetensors) or a hub id.",
+        ),
+    ],
+    data: Annotated[str, typer.Option("--data", help="mnist or fashion-mnist, or a UTF-8 text file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")],
+    sparsity: Annotated[
+        list[float] | None,
+        typer.Option("--sparsity", "-s", help="Fraction to remove. Repeatable: one training serves all. Default: 0.5."),
+    ] = None,
+    criterion: Annotated[Rule, typer.Option(help="When a mask has settled.")] = Rule.window,
+    threshold: Annotated[
+        float | None, typer.Option(help="Largest distance, or least correlation; default: the criterion's.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Checks that must agree; default: the criterion's.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to train at most.")] = 30,
+    check_interval: Annotated[int, typer.Option(min=1, help="Epochs between checks.")] = 1,
+    check_every_steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps between checks, instead of epochs.")
+    ] = None,
+    optimizer: Annotated[Optimizer, typer.Option(help="What trains.")] = Optimizer.sgd,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Default: 0.01 for sgd, 1e-4 for adamw.")
+    ] = None,
+    momentum: Annotated[float, typer.Option(help="Of sgd; takes the weights' bytes again.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples an update.")] = 64,
+    max_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples that go through the model together at most.")
+    ] = None,
+    context: Annotated[int, typer.Option(min=2, help="Tokens per sequence of a text.")] = 512,
+    samples: Annotated[int | None, typer.Option(min=1, help="Sequences of the text; default: all.")] = None,
+    start: Annotated[int, typer.Option(min=0, help="Characters of the text to skip at its beginning.")] = 0,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Train the ticket from its initial weights, the dense network and a random mask, for as many "
+            "epochs each (images only).",
+        ),
+    ] = False,
+    control_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs to train ticket and controls; default: --epochs.")
+    ] = None,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw the distances between all masks to RUN/distances-SPARSITY.png.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of initial weights, data order and random masks.")] = 0,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "auto",
+) -> Report:
+    """Train a model until its magnitude mask has settled, and save the mask as a ticket.
+
+    Checks draw the mask and compare it with those before. A run that was killed goes on from its last check when the
+    same command is given again. RUN gets early-bird-SPARSITY.safetensors, results.json, and the run's own state in
+    RUN/state, which may be deleted afterwards.
+    """
+    check_names(model, data)
+    sparsities = sorted(set(sparsity or (0.5,)))
+    if plot:
+        from lottery_tickets.cli._distances import check_matplotlib
+
+        check_matplotlib()
+
+    from lottery_tickets.early_bird import compute_early_bird_tickets
+    from lottery_tickets.training import tensors_of
+
+    where = chosen_device(device)
+    subject = subject_of(
+        model,
+        data,
+        batch_size=batch_size,
+        seed=seed,
+        text=TextOptions(context, samples, start),
+        dtype=dtype.for_scoring(where),
+        device=where,
+        progress=session.progress,
+    )
+    if controls and subject.test_data is None:
+        raise typer.BadParameter("a text has no classes to be right about", param_hint="--controls")
+    initial = {name: one.clone() for name, one in tensors_of(subject.model).items()} if controls else {}
+    output.mkdir(parents=True, exist_ok=True)
+    results = compute_early_bird_tickets(
+        subject.model,
+        subject.train_data,
+        max_epochs=epochs,
+        check_interval=check_interval,
+        target_sparsity=sparsities,
+        convergence_threshold=threshold,
+        stability_window=window,
+        max_batch_size=max_batch_size,
+        learning_rate=learning_rate,
+        criterion=criterion.value,
+        check_every_steps=check_every_steps,
+        optimizer=optimizer.value,
+        momentum=momentum,
+        include=include,
+        exclude=exclude,
+        run_dir=output / "state",
+        seed=seed,
+        progress=session.progress,
+        save_masks=plot,
+    )
+    tickets = [_saved(output, subject, result, optimizer.value, seed) for result in results]
+    pictures = [_drawn(output, result) for result in results] if plot else []
+    trained = (
+        _controls(session, subject, initial, results, control_epochs or epochs, learning_rate, momentum, seed)
+        if controls
+        else {}
+    )
+    report = {
+        "model": subject.name,
+        "data": data,
+        "results": [_without_mask(result) for result in results],
+        "tickets": [str(path) for path in tickets],
+        "pictures": [str(path) for path in pictures],
+        "controls": trained,
+    }
+    _write_json(output / "results.json", report)
+    return Report(report, lambda console: _show(console, report))
+
+
+def _saved(output: Path, subject: Subject, result: EarlyBirdResults, optimizer: str, seed: int) -> Path:
+    path = output / f"early-bird-{result['target_sparsity']}.safetensors"
+    told: Mapping[str, object] = {
+        "criterion": "magnitude",
+        "target_sparsity": result["target_sparsity"],
+        "early_bird": result["method"],
+        "converged": result["converged"],
+        "convergence_epoch": result["convergence_epoch"],
+        "optimizer": optimizer,
+        "seed": seed,
+    }
+    metadata = {key: str(value) for key, value in told.items()}
+    result["final_mask"].save(path, metadata={**subject.origin, **metadata})
+    return path
+
+
+def _drawn(output: Path, result: EarlyBirdResults) -> Path:
+    from lottery_tickets.cli._distances import draw_distances
+    from lottery_tickets.masks import Mask
+
+    sparsity = result["target_sparsity"]
+    looks = result["checkpoints"]
+    masks = [
+        Mask.load(output / "state" / "masks" / f"check-{number:04d}-{sparsity}.safetensors")
+        for number in range(len(looks))
+    ]
+    labels = [f"{look['step']}" if look["step"] and _within_epochs(looks) else f"{look['epoch']}" for look in looks]
+    path = output / f"distances-{sparsity}.png"
+    draw_distances(path, masks, labels, "step" if _within_epochs(looks) else "epoch", f"sparsity {sparsity}")
+    return path
+
+
+def _within_epochs(looks: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether checks lie closer than epochs."""
+    epochs = [look["epoch"] for look in looks]
+    return len(set(epochs)) < len(epochs)
+
+
+def _controls(
+    session: Session,
+    subject: Subject,
+    initial: Mapping[str, Any],
+    results: Sequence[EarlyBirdResults],
+    epochs: int,
+    learning_rate: float | None,
+    momentum: float,
+    seed: int,
+) -> dict[str, Trained]:
+    from lottery_tickets._controls import train_side_by_side
+    from lottery_tickets.masks import Mask
+
+    masks: dict[str, Mask | None] = {"dense": None}
+    for result in results:
+        ticket = result["final_mask"]
+        masks[f"ticket {result['target_sparsity']}"] = ticket
+        masks[f"random {result['target_sparsity']}"] = Mask.random_like(ticket, seed)
+    session.note(f"training {len(masks)} networks for {epochs} epochs each from the same initial weights")
+    assert subject.test_data is not None
+    return train_side_by_side(
+        *(subject.model, initial, masks, subject.train_data, subject.test_data),
+        epochs=epochs,
+        learning_rate=0.01 if learning_rate is None else learning_rate,
+        momentum=momentum,
+        seed=seed,
+        progress=session.progress,
+    )
+
+
+def _without_mask(result: EarlyBirdResults) -> dict[str, Any]:
+    """The result as JSON can hold it: of the mask its digest."""
+    return {**{key: value for key, value in result.items() if key != "final_mask"}, "digest": result["final_mask"].digest()}
+
+
+def _write_json(path: Path, report: Mapping[str, Any]) -> None:
+    from lottery_tickets._atomic import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(strict(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _show(console: Console, report: Mapping[str, Any]) -> None:
+    table = new_table(title=f"Early-bird tickets of {report['model']} on {Path(report['data']).name}")
+    for heading in ("sparsity", "settled", "at epoch", "at step", "distance", "by chance", "moved"):
+        table.add_column(heading, justify="right")
+    table.add_column("ticket", overflow="fold")
+    for result, path in zip(report["results"], report["tickets"], strict=True):
+        last = result["checkpoints"][-1]
+        table.add_row(
+            f"{result['target_sparsity']}",
+            "yes" if result["converged"] else "no",
+            str(result["convergence_epoch"] or "-"),
+            str(result["convergence_step"] or "-"),
+            number(last["distances"][0] if last["distances"] else None, 4),
+            number(result["null_distance"], 4),
+            number(last["moved_fraction"], 3),
+            path,
+        )
+    console.print(table)
+    for result in report["results"]:
+        console.print(f"{result['target_sparsity']}: {result['reason']}.")
+    console.print(
+        "Distance: share of the mask's bits that differ from the check before; by chance: what it would be if the "
+        "weights had moved as far at random; moved: share of the weights that moved at all."
+    )
+    if report["controls"]:
+        _show_controls(console, report["controls"])
+    for path in report["pictures"]:
+        console.print(f"distances between all masks: {path}")
+
+
+def _show_controls(console: Console, trained: Mapping[str, Any]) -> None:
+    table = new_table(title="\nTrained from the same initial weights on the same batches")
+    table.add_column("network")
+    for heading in ("sparsity", "test accuracy", "test loss"):
+        table.add_column(heading, justify="right")
+    for name, one in trained.items():
+        table.add_row(
+            name,
+            number(one["sparsity"], 3),
+            with_interval(one["accuracy"], one["accuracy_interval"], 4),
+            number(one["test_loss"], 4),
+        )
+    console.print(table)
+    console.print("In brackets: 95% intervals over test samples (Wilson). A random mask removes as many of each tensor.")
