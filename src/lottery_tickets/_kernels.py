@@ -255,3 +255,58 @@ def add_from_slots(keys: Any, slots: Any, values: Any, out: Any) -> None:
         slot = slots[keys[position] >> 16]
         if slot >= 0:
             out[position] += values[(np.int64(slot) << 16) + (keys[position] & 0xFFFF)]
+
+
+@njit(nogil=True, cache=True)
+def _noise(position: Any) -> Any:
+    """64 bits that look random: the finaliser of splitmix64."""
+    bits = position
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+@njit(nogil=True, cache=True)
+def round_to_bfloat16(values: Any, position: Any, stride: Any, rounded: Any) -> None:
+    """Patterns of float32 (uint32) to patterns of bfloat16 (uint16), up with the probability of what is cut off.
+
+    The noise of element i is that of position + i * stride, modulo 2^64.
+    """
+    for index in range(values.size):
+        bits = values[index]
+        noise = np.uint32(_noise(position) >> np.uint64(48))
+        position += stride
+        carried = np.uint16((bits + noise) >> np.uint32(16))
+        # A NaN whose bits are all among those cut off would end as infinity.
+        quiet = np.uint16(bits >> np.uint32(16)) | np.uint16(0x7FC0)
+        rounded[index] = quiet if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else carried
+
+
+@njit(nogil=True, cache=True)
+def round_to_float16(values: Any, position: Any, stride: Any, rounded: Any) -> None:
+    """The same for float16: subnormal below 2^-14, infinite from 2^16 on."""
+    for index in range(values.size):
+        bits = values[index]
+        noise = _noise(position)
+        position += stride
+        magnitude = bits & np.uint32(0x7FFFFFFF)
+        if magnitude > np.uint32(0x7F800000):
+            pattern = np.uint32(0x7E00)
+        elif magnitude >= np.uint32(0x47800000):
+            pattern = np.uint32(0x7C00)
+        elif magnitude >= np.uint32(0x38800000):
+            pattern = (magnitude - np.uint32(0x38000000) + np.uint32(noise >> np.uint64(51))) >> np.uint32(13)
+        else:
+            exponent = max(magnitude >> np.uint32(23), np.uint32(1))
+            digits = np.uint64(magnitude - ((exponent - np.uint32(1)) << np.uint32(23)))
+            # The value is digits * 2^-cut in units of the smallest subnormal.
+            cut = np.uint64(126 - exponent)
+            if cut <= np.uint64(64):
+                whole = digits >> cut if cut < np.uint64(64) else np.uint64(0)
+                fraction = digits - (whole << cut) if cut < np.uint64(64) else digits
+                up = (noise >> (np.uint64(64) - cut)) < fraction
+            else:
+                whole = np.uint64(0)
+                up = noise < (digits >> min(cut - np.uint64(64), np.uint64(63)))
+            pattern = np.uint32(whole) + np.uint32(up)
+        rounded[index] = np.uint16((bits >> np.uint32(16)) & np.uint32(0x8000)) | np.uint16(pattern)

@@ -59,6 +59,10 @@ class DetectionError(LotteryTicketError, ValueError):
     """An early-bird detector that cannot be set up or asked so."""
 
 
+class TrainingError(LotteryTicketError, ValueError):
+    """Training that cannot go on as asked: an option out of range, a gradient or a loss of the wrong kind."""
+
+
 class CheckpointError(LotteryTicketError, ValueError):
     """A checkpoint folder that cannot be read or written as asked."""
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from lottery_tickets._batches import evaluating
+from lottery_tickets.training import blocks_of, checkpointed_blocks
 
 
 @contextmanager
@@ -23,19 +21,19 @@ def borrowed(model: nn.Module, *, checkpoint_activations: bool) -> Iterator[None
     """
     kept = [(one, one.requires_grad, one.grad) for one in model.parameters()]
     devices = sorted({one.device.index for one, _, _ in kept if one.is_cuda})
-    blocks = _blocks(model) if checkpoint_activations else []
+    blocks = blocks_of(model) if checkpoint_activations else []
     try:
         for parameter, _, _ in kept:
             parameter.requires_grad_(False)
             parameter.grad = None
-        for block in blocks:
-            # An attribute of the instance hides the method of the class until it is deleted.
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        with torch.random.fork_rng(devices=devices), evaluating(model), torch.enable_grad():
+        with (
+            checkpointed_blocks(blocks),
+            torch.random.fork_rng(devices=devices),
+            evaluating(model),
+            torch.enable_grad(),
+        ):
             yield
     finally:
-        for block in blocks:
-            vars(block).pop("forward", None)
         for parameter, flag, gradient in kept:
             parameter.requires_grad_(flag)
             parameter.grad = gradient
@@ -53,18 +51,3 @@ def differentiated(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Param
     finally:
         for one, flag in zip(listed, flags, strict=True):
             one.requires_grad_(flag)
-
-
-def _blocks(model: nn.Module) -> list[Any]:
-    """The outermost members of the model's module lists: the layers of a transformer."""
-    found: list[Any] = []
-
-    def walk(module: nn.Module) -> None:
-        for child in module.children():
-            if isinstance(child, nn.ModuleList):
-                found.extend(one for one in child if "forward" not in vars(one))
-            else:
-                walk(child)
-
-    walk(model)
-    return list(dict.fromkeys(found))

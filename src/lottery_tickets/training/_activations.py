@@ -1,0 +1,100 @@
+"""Activations that are made again on the way back instead of being kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lottery_tickets.errors import TrainingError
+
+Checkpointing = bool | Literal["auto"]
+
+
+@contextmanager
+def checkpointed(model: nn.Module, checkpointing: Checkpointing = "auto") -> Iterator[bool]:
+    """Gradient checkpointing inside the block, by the model's own means where it has them.
+
+    A transformers model is asked to (`gradient_checkpointing_enable`, not reentrant); it does so in training mode
+    only. Of any other model the members of its module lists are checkpointed, in every mode. Either way the model
+    is as before afterwards.
+
+    Args:
+        model: Any module.
+        checkpointing: "auto" where there is something to checkpoint; True is an error where there is not; False
+            changes nothing.
+
+    Yields:
+        Whether activations are checkpointed.
+
+    Raises:
+        TrainingError: Another value, or True for a model without module lists.
+    """
+    if checkpointing not in (True, False, "auto"):
+        raise TrainingError(f"gradient_checkpointing is 'auto', True or False; got {checkpointing!r}.")
+    if checkpointing is False:
+        yield False
+    elif getattr(model, "supports_gradient_checkpointing", False):
+        with _by_its_own_means(model):
+            yield True
+    else:
+        blocks = blocks_of(model)
+        if not blocks and checkpointing is True:
+            raise TrainingError(
+                f"{type(model).__name__} has no module list whose members could be checkpointed; 'auto' goes "
+                "on without."
+            )
+        with checkpointed_blocks(blocks):
+            yield bool(blocks)
+
+
+@contextmanager
+def checkpointed_blocks(blocks: Sequence[Any]) -> Iterator[None]:
+    """These modules' activations are made again on the way back, inside the block."""
+    try:
+        for block in blocks:
+            # An attribute of the instance hides the method of the class until it is deleted.
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        yield
+    finally:
+        for block in blocks:
+            vars(block).pop("forward", None)
+
+
+def blocks_of(model: nn.Module) -> list[Any]:
+    """The outermost members of the model's module lists: the layers of a transformer."""
+    found: list[Any] = []
+
+    def walk(module: nn.Module) -> None:
+        for child in module.children():
+            if isinstance(child, nn.ModuleList):
+                found.extend(one for one in child if "forward" not in vars(one))
+            else:
+                walk(child)
+
+    walk(model)
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def _by_its_own_means(model: Any) -> Iterator[None]:
+    """A transformers model's own checkpointing, and whatever it sets, put back."""
+    kept = [
+        (module, {name: vars(module)[name] for name in _SWITCHES if name in vars(module)})
+        for module in model.modules()
+    ]
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        yield
+    finally:
+        for module, values in kept:
+            for name in _SWITCHES:
+                vars(module).pop(name, None)
+            vars(module).update(values)
+
+
+_SWITCHES = ("gradient_checkpointing", "_gradient_checkpointing_func")

@@ -1,0 +1,311 @@
+"""Optimizers by name, all with one interface: a backward pass that ends with the weights updated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from lottery_tickets.errors import MissingExtraError, TrainingError
+from lottery_tickets.training._fused_sgd import FusedSGD, check_parameters
+from lottery_tickets.training._passes import Clip, Passes
+from lottery_tickets.training._rounding import key_of
+from lottery_tickets.training._weights import (
+    Precision,
+    blocks,
+    check_precision,
+    is_finite,
+    is_half,
+    norm_of,
+    widened,
+    write,
+)
+
+Named = Iterable[tuple[str, nn.Parameter]]
+MakeOptimizer = Callable[..., torch.optim.Optimizer]
+
+
+class Stepper(Protocol):
+    """What a training loop asks of an optimizer.
+
+    Attributes:
+        optimizer: The torch optimizer, for learning-rate schedulers.
+        param_groups: Its groups.
+        nonfinite: Names of the parameters whose gradient was infinite or NaN in the latest update.
+        moved: How many parameters the latest update has changed so far; 0 after an error means that the step can
+            be made again.
+    """
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+    @property
+    def nonfinite(self) -> tuple[str, ...]: ...
+    @property
+    def moved(self) -> int: ...
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Go back from the loss and update, accumulated gradients included; none is left afterwards."""
+
+    def accumulate(self, loss: torch.Tensor) -> None:
+        """Go back from a micro-batch's loss and hold its gradients until `backward`."""
+
+    def zero_grad(self) -> None:
+        """Drop gradients, accumulated ones too."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next steps depend on beside the weights."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+
+
+def make_optimizer(
+    kind: str | MakeOptimizer,
+    named_parameters: Named,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+    clip: Clip | None = None,
+    precision: Precision = "stochastic",
+    seed: int = 0,
+) -> Stepper:
+    """An optimizer by name, updating inside the backward pass where it is one of these names.
+
+    Args:
+        kind: "sgd" (`FusedSGD`); "adamw" (torch's); "adamw8bit" (torchao's, whose states take two bytes a weight);
+            or a function that makes a torch optimizer, `kind(named_parameters, lr=lr)`, which then steps after the
+            backward pass.
+        named_parameters: Name and parameter; those that do not require gradients are left out.
+        lr: Learning rate.
+        momentum: Of "sgd" only.
+        weight_decay: In the gradient for "sgd", decoupled for AdamW; a function has its own.
+        max_grad_norm: Gradients are scaled down to this norm; None for no clipping.
+        clip: "tensor" or "global", as `FusedSGD` has it; by default "tensor" for the names and "global" for a
+            function, which knows no other.
+        precision: Of weights in bfloat16 and float16, as `FusedSGD` has it; a function's are rounded as it does.
+        seed: Of stochastic rounding.
+
+    Returns:
+        Anything with the methods of `Stepper`.
+
+    Raises:
+        TrainingError: An unknown name or an option that does not go with it.
+        MissingExtraError: "adamw8bit" without torchao.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets.training import make_optimizer
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = make_optimizer("adamw", model.named_parameters(), lr=0.01)
+        >>> optimizer.backward(model(torch.ones(1, 2)).square().sum())
+        >>> optimizer.moved, optimizer.nonfinite
+        (2, ())
+    """
+    named = [(name, one) for name, one in named_parameters if one.requires_grad]
+    if kind != "sgd" and momentum:
+        raise TrainingError(
+            f"momentum={momentum} is for 'sgd'; AdamW has its betas, a function its own arguments."
+        )
+    if kind == "sgd":
+        return FusedSGD(
+            named, lr, momentum, weight_decay,
+            max_grad_norm=max_grad_norm, clip=clip or "tensor", precision=precision, seed=seed,
+        )  # fmt: skip
+    if callable(kind):
+        if clip == "tensor" or weight_decay:
+            raise TrainingError(
+                "A function sets its own weight_decay, and clip='tensor' is for 'sgd' and 'adamw'."
+            )
+        return AfterBackward(named, kind(named, lr=lr), max_grad_norm=max_grad_norm)
+    if kind not in _ADAMS:
+        raise TrainingError(f"optimizer is one of sgd, {', '.join(_ADAMS)} or a function; got {kind!r}.")
+
+    def make(parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        return _ADAMS[kind](parameters, lr=lr, weight_decay=weight_decay)
+
+    return InBackward(
+        named, make, max_grad_norm=max_grad_norm, clip=clip or "tensor", precision=precision, seed=seed
+    )
+
+
+class AfterBackward:
+    """A torch optimizer that steps when the backward pass is over, all gradients held until then.
+
+    Gradients of micro-batches add up in `.grad`. They are clipped exactly by the norm of all. If any is infinite
+    or NaN nothing moves.
+
+    Args:
+        named: Name and parameter.
+        optimizer: Over these parameters.
+        max_grad_norm: For `torch.nn.utils.clip_grad_norm_`, or None.
+    """
+
+    def __init__(self, named: Named, optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> None:
+        self.optimizer = optimizer
+        self.nonfinite: tuple[str, ...] = ()
+        self.moved = 0
+        self._named, self._max_norm = list(named), max_grad_norm
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's."""
+        return self.optimizer.param_groups
+
+    def accumulate(self, loss: torch.Tensor) -> None:
+        """Go back from a micro-batch's loss; gradients add up in `.grad`."""
+        torch.autograd.backward(loss, inputs=[one for _, one in self._named])
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Go back from the loss, clip, step, and drop the gradients."""
+        self.nonfinite, self.moved = (), 0
+        self.accumulate(loss)
+        there = [(name, one) for name, one in self._named if one.grad is not None]
+        self.nonfinite = tuple(
+            name for name, one in there if one.grad is not None and not is_finite(one.grad, norm_of(one.grad))
+        )
+        if not self.nonfinite:
+            if self._max_norm is not None:
+                torch.nn.utils.clip_grad_norm_([one for _, one in there], self._max_norm)
+            self.moved = len(there)
+            self.optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Drop gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.optimizer.load_state_dict(state_dict)
+
+
+class InBackward:
+    """A torch optimizer that steps each parameter inside the backward pass and frees its gradient at once.
+
+    Its `step()` must pass over parameters without a gradient, as torch's AdamW does: it is called when only one
+    has one. Weights in bfloat16 and float16 are lent to it in float32, a parameter at a time, and rounded on their
+    way back; its states are in float32 therefore.
+
+    Args:
+        named: Name and parameter.
+        make: Makes the optimizer from such pairs.
+        max_grad_norm: See `FusedSGD`.
+        clip: See `FusedSGD`.
+        precision: See `FusedSGD`.
+        seed: See `FusedSGD`.
+    """
+
+    def __init__(
+        self,
+        named: Named,
+        make: Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer],
+        *,
+        max_grad_norm: float | None,
+        clip: Clip,
+        precision: Precision,
+        seed: int,
+    ) -> None:
+        check_precision(precision)
+        self._named = list(named)
+        check_parameters(self._named)
+        self._lent = [nn.Parameter(_nothing(one)) if is_half(one) else one for _, one in self._named]
+        names = [name for name, _ in self._named]
+        self.optimizer = make(list(zip(names, self._lent, strict=True)))
+        self._lost: dict[int, torch.Tensor] = {}
+        self._precision: Precision = precision
+        self._seed, self._steps = seed, 0
+        self._passes = Passes(self._named, self._update, max_grad_norm=max_grad_norm, clip=clip)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's."""
+        return self.optimizer.param_groups
+
+    @property
+    def nonfinite(self) -> tuple[str, ...]:
+        """Names of the parameters whose gradient was infinite or NaN in the latest update; they did not move."""
+        return self._passes.nonfinite
+
+    @property
+    def moved(self) -> int:
+        """How many parameters the latest update has changed so far."""
+        return self._passes.moved
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Go back from the loss and update every parameter on the way, accumulated gradients included."""
+        self._passes.backward(loss)
+        self._steps += 1
+
+    def accumulate(self, loss: torch.Tensor) -> None:
+        """Go back from the loss of a micro-batch and hold its gradients, in float32 at least, until `backward`."""
+        self._passes.accumulate(loss)
+
+    def zero_grad(self) -> None:
+        """Drop gradients, accumulated ones too."""
+        self._passes.forget()
+        for _, one in self._named:
+            one.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, with what rounding lost, the steps made and the seed."""
+        if self._passes.holds_gradients:
+            raise TrainingError(
+                "State is saved between steps, but gradients are accumulated: call backward first."
+            )
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "lost": dict(self._lost),
+            "steps": self._steps,
+            "seed": self._seed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self._lost = {index: lost.clone() for index, lost in state_dict["lost"].items()}
+        self._steps, self._seed = state_dict["steps"], state_dict["seed"]
+
+    def _update(self, index: int, gradient: torch.Tensor, coefficient: float | None) -> None:
+        weights, lent = self._named[index][1].detach(), self._lent[index]
+        if is_half(weights):
+            if self._precision == "compensated" and index not in self._lost:
+                self._lost[index] = torch.zeros_like(weights)
+            lent.data = widened(weights, self._lost.get(index))
+            gradient = gradient.float()
+        lent.grad = gradient if coefficient is None else gradient * coefficient
+        self.optimizer.step()
+        lent.grad = None
+        if is_half(weights):
+            self._take_back(index, weights, lent.data)
+            lent.data = _nothing(weights)
+
+    def _take_back(self, index: int, weights: torch.Tensor, wide: torch.Tensor) -> None:
+        key, lost = key_of(self._seed, self._steps, index, 0), self._lost.get(index)
+        for block in blocks(wide, weights, *([] if lost is None else [lost])):
+            values, own, *rest = block.parts
+            write(values, own, rest[0] if rest else None, precision=self._precision, key=key, start=block.start)
+
+
+def _nothing(like: torch.Tensor) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.float32, device=like.device)
+
+
+def _adamw8bit(parameters: list[tuple[str, nn.Parameter]], *, lr: float, weight_decay: float) -> Any:
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise MissingExtraError("torchao", "lean") from error
+    return AdamW8bit(parameters, lr=lr, weight_decay=weight_decay)
+
+
+_ADAMS: dict[str, MakeOptimizer] = {"adamw": torch.optim.AdamW, "adamw8bit": _adamw8bit}

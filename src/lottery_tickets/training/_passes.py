@@ -1,0 +1,231 @@
+"""Backward passes that hand each gradient on as soon as it is complete, and keep none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from lottery_tickets.errors import TrainingError
+from lottery_tickets.training._weights import blocks, combined, is_finite, is_half, norm_of
+
+Clip = Literal["tensor", "global"]
+Update = Callable[[int, torch.Tensor, float | None], None]
+_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+
+
+class Passes:
+    """The backward passes of one optimizer: what comes of them is told, how weights are updated is the caller's.
+
+    Args:
+        named: Name and parameter, each once; those that do not require gradients are passed over.
+        update: `update(index, gradient, coefficient)`: the step of one parameter, whose gradient counts times the
+            coefficient (None for 1). The gradient must not be written to: another's may share its memory. It is
+            in float32 at least where micro-batches were accumulated, else in the parameter's data type.
+        max_grad_norm: Largest norm of a gradient; None for any.
+        clip: Whether that is the norm of each tensor or of all together.
+
+    Attributes:
+        nonfinite: Names of the parameters whose gradient was infinite or NaN in the latest update; none of these
+            has been updated.
+        moved: How many parameters the latest update has changed so far.
+    """
+
+    def __init__(
+        self, named: Sequence[tuple[str, nn.Parameter]], update: Update, *, max_grad_norm: float | None, clip: Clip
+    ) -> None:
+        if clip not in get_args(Clip):
+            raise TrainingError(f"clip is one of {', '.join(get_args(Clip))}; got {clip!r}.")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise TrainingError(
+                f"max_grad_norm is a positive number, or None for no clipping; got {max_grad_norm}."
+            )
+        self.nonfinite: tuple[str, ...] = ()
+        self.moved = 0
+        self._named, self._update = list(named), update
+        self._max_norm, self._clip = max_grad_norm, clip
+        self._held: dict[int, torch.Tensor] = {}
+
+    @property
+    def holds_gradients(self) -> bool:
+        """Whether micro-batches have been accumulated and not yet used."""
+        return bool(self._held)
+
+    def forget(self) -> None:
+        """Drop what was accumulated."""
+        self._held.clear()
+
+    def accumulate(self, loss: torch.Tensor) -> None:
+        """Add the loss's gradients to those held; the first time that takes float32 memory for each weight."""
+        self._run(loss, self._add)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Update every parameter on the loss's way back, or after it where all gradients must be known first."""
+        self.nonfinite, self.moved = (), 0
+        if self._max_norm is None or self._clip == "tensor":
+            self._run(loss, self._step)
+            self._use_held()
+        elif self._held:
+            self.accumulate(loss)
+            self._use_held()
+        else:
+            coefficient = self._first_pass(loss)
+            if not self.nonfinite:
+                self._run(loss, lambda index, gradient: self._apply(index, gradient, coefficient))
+
+    def use(self, gradients: dict[int, torch.Tensor]) -> None:
+        """Update from gradients that somebody else made, and from those held."""
+        self.nonfinite, self.moved = (), 0
+        for index, gradient in gradients.items():
+            self._add(index, gradient)
+        self._use_held()
+
+    def _use_held(self) -> None:
+        held, self._held = self._held, {}
+        if self._max_norm is None or self._clip == "tensor":
+            for index in sorted(held):
+                self._step(index, held.pop(index))
+            return
+        norms = {index: self._norm(index, held[index]) for index in sorted(held)}
+        if self.nonfinite:
+            return
+        coefficient = self._coefficient(combined(list(norms.values())))
+        for index in sorted(held):
+            self._apply(index, held.pop(index), coefficient)
+
+    def _first_pass(self, loss: torch.Tensor) -> float | None:
+        """The coefficient that brings the norm of all gradients down to the largest allowed."""
+        norms: dict[int, torch.Tensor] = {}
+
+        def measure(index: int, gradient: torch.Tensor) -> None:
+            norms[index] = self._norm(index, gradient)
+
+        self._run(loss, measure, keep=True)
+        return self._coefficient(combined([norms[index] for index in sorted(norms)]))
+
+    def _norm(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
+        norm = norm_of(gradient)
+        if not is_finite(gradient, norm):
+            self.nonfinite += (self._named[index][0],)
+        return norm
+
+    def _coefficient(self, norm: torch.Tensor) -> float | None:
+        if self._max_norm is None:
+            return None
+        coefficient = float(self._max_norm / (norm + _EPSILON))
+        return coefficient if coefficient < 1 else None
+
+    def _step(self, index: int, gradient: torch.Tensor) -> None:
+        if index in self._held:
+            self._add(index, gradient)
+            gradient = self._held.pop(index)
+        norm = norm_of(gradient)
+        if is_finite(gradient, norm):
+            self._apply(index, gradient, self._coefficient(norm))
+        else:
+            self.nonfinite += (self._named[index][0],)
+
+    def _apply(self, index: int, gradient: torch.Tensor, coefficient: float | None) -> None:
+        self.moved += 1  # before the update, for one that is interrupted has moved weights too
+        self._update(index, gradient, coefficient)
+
+    def _add(self, index: int, gradient: torch.Tensor) -> None:
+        dtype = torch.float32 if is_half(gradient) else gradient.dtype
+        if index not in self._held:
+            # A copy, for gradients of two parameters may share memory.
+            self._held[index] = gradient.to(dtype, copy=True)
+            return
+        for block in blocks(self._held[index], gradient):
+            held, new = block.parts
+            held.add_(new)
+
+    def _run(
+        self, loss: torch.Tensor, receive: Callable[[int, torch.Tensor], None], *, keep: bool = False
+    ) -> None:
+        try:
+            backward_pass(loss, self._named, receive, keep=keep)
+        except BaseException:
+            self.forget()  # some of them may hold this pass's gradients and others not
+            raise
+
+
+def backward_pass(
+    loss: torch.Tensor,
+    named: Sequence[tuple[str, nn.Parameter]],
+    receive: Callable[[int, torch.Tensor], None],
+    *,
+    keep: bool = False,
+) -> None:
+    """Go back from the loss; hand on each parameter's position and gradient and free it; keep the graph if asked.
+
+    Hooks are there only meanwhile, and no gradient is left, whatever happens.
+
+    Raises:
+        TrainingError: A loss without a graph or of several numbers, gradients that are already there, a sparse
+            gradient, or a parameter whose gradient comes in parts.
+    """
+    _check_loss(loss)
+    wanted = {index: parameter for index, (_, parameter) in enumerate(named) if parameter.requires_grad}
+    left_over = [named[index][0] for index, parameter in wanted.items() if parameter.grad is not None]
+    if left_over:
+        raise TrainingError(
+            f"{_some(left_over)} hold gradients of an earlier backward pass, which would be added to this one's. "
+            "Call the optimizer's zero_grad() first; to add up several losses, its accumulate(loss)."
+        )
+    if not wanted:
+        raise TrainingError("No parameter of this optimizer requires gradients; there is nothing to train.")
+    seen: set[int] = set()
+
+    def hook_of(index: int) -> Callable[[torch.Tensor], None]:
+        def hook(parameter: torch.Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            assert gradient is not None
+            _check_gradient(named[index][0], gradient, again=index in seen)
+            seen.add(index)
+            with torch.no_grad():
+                receive(index, gradient)
+
+        return hook
+
+    handles = [
+        parameter.register_post_accumulate_grad_hook(hook_of(index))  # type: ignore[no-untyped-call]
+        for index, parameter in wanted.items()
+    ]
+    try:
+        torch.autograd.backward(loss, retain_graph=keep, inputs=list(wanted.values()))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in wanted.values():
+            parameter.grad = None
+
+
+def _check_loss(loss: torch.Tensor) -> None:
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise TrainingError(f"A loss is a tensor of one number, got {shape}. Take the mean first.")
+    if not loss.requires_grad:
+        raise TrainingError(
+            "The loss has no graph: no parameter that requires gradients took part in it, or it was computed "
+            "under torch.no_grad()."
+        )
+
+
+def _check_gradient(name: str, gradient: torch.Tensor, *, again: bool) -> None:
+    # Raised in the middle of a pass: other parameters may have been updated, and `moved` says how many.
+    if gradient.is_sparse:
+        raise TrainingError(
+            f"{name} gets a sparse gradient, which is not supported; build its embedding with sparse=False. "
+            "Parameters whose gradients came before it have been updated."
+        )
+    if again:
+        raise TrainingError(
+            f"The gradient of {name} comes in parts, as under reentrant checkpointing, and it was updated after "
+            "the first of them; checkpoint with use_reentrant=False."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
