@@ -10,7 +10,12 @@ from typing import Any
 from torch import nn
 
 from lottery_tickets._early_bird._masks import mask_from, mask_state
-from lottery_tickets._early_bird._results import Criterion, EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
+from lottery_tickets._early_bird._results import (
+    Criterion,
+    EarlyBirdCheckpoint,
+    EarlyBirdResults,
+    EarlyBirdTraining,
+)
 from lottery_tickets._early_bird._settings import Settings
 from lottery_tickets.detection import DetectorState, EarlyBirdDetector, MagnitudeRanks, MovementProbe, Verdict
 from lottery_tickets.magnitude_pruning import create_magnitude_mask

@@ -3,7 +3,15 @@
 Modules here import torch and the library inside their functions, so that `--help` answers at once.
 """
 
-from lottery_tickets.cli import _compare, _demo, _draw, _judge, _score, _tickets  # noqa: F401  # to register their commands
+from lottery_tickets.cli import (  # noqa: F401  # to register their commands
+    _compare,
+    _demo,
+    _draw,
+    _early_bird,
+    _judge,
+    _score,
+    _tickets,
+)
 from lottery_tickets.cli._app import app, main
 
 __all__ = ["app", "main"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from lottery_tickets._atomic import replacing
 from lottery_tickets.cli._plot import figure_class
-from lottery_tickets.detection import mask_distance
+from lottery_tickets.detection import differing_bits
 from lottery_tickets.masks import Mask
 
 
@@ -39,7 +39,8 @@ def draw_distances(path: Path, masks: Sequence[Mask], labels: Sequence[str], uni
     distances = np.zeros((count, count))
     for row in range(count):
         for column in range(row):
-            distances[row, column] = distances[column, row] = mask_distance(masks[row], masks[column])
+            differing = sum(differing_bits(masks[row], masks[column]).values())
+            distances[row, column] = distances[column, row] = differing / masks[row].numel
     figure = figure_class()(figsize=(5.4, 4.6), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(distances, cmap="viridis", vmin=0.0)

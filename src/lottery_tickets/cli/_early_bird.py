@@ -12,7 +12,14 @@ import typer
 from rich.console import Console
 
 from lottery_tickets.cli._app import app
-from lottery_tickets.cli._arguments import DeviceOption, Dtype, DtypeOption, ExcludeOption, IncludeOption, chosen_device
+from lottery_tickets.cli._arguments import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ExcludeOption,
+    IncludeOption,
+    chosen_device,
+)
 from lottery_tickets.cli._shell import Report, Session, command, new_table, number, strict, with_interval
 from lottery_tickets.cli._subjects import TextOptions, check_names, subject_of
 
@@ -57,7 +64,9 @@ def early_bird(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")],
     sparsity: Annotated[
         list[float] | None,
-        typer.Option("--sparsity", "-s", help="Fraction to remove. Repeatable: one training serves all. Default: 0.5."),
+        typer.Option(
+            "--sparsity", "-s", help="Fraction to remove. Repeatable: one training serves all. Default: 0.5."
+        ),
     ] = None,
     criterion: Annotated[Rule, typer.Option(help="When a mask has settled.")] = Rule.window,
     threshold: Annotated[
@@ -200,7 +209,9 @@ def _drawn(output: Path, result: EarlyBirdResults) -> Path:
         Mask.load(output / "state" / "masks" / f"check-{number:04d}-{sparsity}.safetensors")
         for number in range(len(looks))
     ]
-    labels = [f"{look['step']}" if look["step"] and _within_epochs(looks) else f"{look['epoch']}" for look in looks]
+    labels = [
+        f"{look['step']}" if look["step"] and _within_epochs(looks) else f"{look['epoch']}" for look in looks
+    ]
     path = output / f"distances-{sparsity}.png"
     draw_distances(path, masks, labels, "step" if _within_epochs(looks) else "epoch", f"sparsity {sparsity}")
     return path
@@ -244,7 +255,10 @@ def _controls(
 
 def _without_mask(result: EarlyBirdResults) -> dict[str, Any]:
     """The result as JSON can hold it: of the mask its digest."""
-    return {**{key: value for key, value in result.items() if key != "final_mask"}, "digest": result["final_mask"].digest()}
+    return {
+        **{key: value for key, value in result.items() if key != "final_mask"},
+        "digest": result["final_mask"].digest(),
+    }
 
 
 def _write_json(path: Path, report: Mapping[str, Any]) -> None:
@@ -297,4 +311,6 @@ def _show_controls(console: Console, trained: Mapping[str, Any]) -> None:
             number(one["test_loss"], 4),
         )
     console.print(table)
-    console.print("In brackets: 95% intervals over test samples (Wilson). A random mask removes as many of each tensor.")
+    console.print(
+        "In brackets: 95% intervals over test samples (Wilson). A random mask removes as many of each tensor."
+    )

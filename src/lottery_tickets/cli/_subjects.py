@@ -68,7 +68,14 @@ def subject_of(
     if data in DATASETS:
         raise EvaluationError(f"--data {data}: images are for {', '.join(NETWORKS)}; {model} takes a text file.")
     return _language(
-        model, Path(data), batch_size=batch_size, seed=seed, text=text, dtype=dtype, device=device, progress=progress
+        model,
+        Path(data),
+        batch_size=batch_size,
+        seed=seed,
+        text=text,
+        dtype=dtype,
+        device=device,
+        progress=progress,
     )
 
 

@@ -2,7 +2,7 @@
 
 from lottery_tickets.detection._detection import EarlyBirdDetection, detect_early_bird_convergence
 from lottery_tickets.detection._detector import Criterion, DetectorState, EarlyBirdDetector, Verdict
-from lottery_tickets.detection._distance import chance_distance, default_threshold
+from lottery_tickets.detection._distance import chance_distance, default_threshold, differing_bits
 from lottery_tickets.detection._movement import Movement, MovementProbe, MovementState, SampledDistance
 from lottery_tickets.detection._rank_correlation import MagnitudeRanks, RanksState
 
@@ -21,4 +21,5 @@ __all__ = [
     "chance_distance",
     "default_threshold",
     "detect_early_bird_convergence",
+    "differing_bits",
 ]
