@@ -280,7 +280,7 @@ def _show(console: Console, report: Mapping[str, Any]) -> None:
             "yes" if result["converged"] else "no",
             str(result["convergence_epoch"] or "-"),
             str(result["convergence_step"] or "-"),
-            number(last["distances"][0] if last["distances"] else None, 4),
+            number(last["distances"][-1] if last["distances"] else None, 4),
             number(result["null_distance"], 4),
             number(last["moved_fraction"], 3),
             path,
