@@ -44,16 +44,11 @@ from typing import Any, overload
 from torch import nn
 
 from lottery_tickets._batches import LossFunction
-from lottery_tickets._early_bird._results import (
-    Criterion,
-    EarlyBirdCheckpoint,
-    EarlyBirdResults,
-    EarlyBirdTraining,
-)
+from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._recipe import OptimizerFunction, Recipe, TrainerFunction
 from lottery_tickets._early_bird._settings import checked_settings
 from lottery_tickets._early_bird._whole import find_birds
-from lottery_tickets.detection import EarlyBirdDetector, detect_early_bird_convergence
+from lottery_tickets.detection import Criterion, EarlyBirdDetector, detect_early_bird_convergence
 from lottery_tickets.masks import Patterns
 from lottery_tickets.training import Checkpointing, Nonfinite, Precision, SchedulerFactory
 
@@ -66,78 +61,33 @@ __all__ = [
     "detect_early_bird_convergence",
 ]
 
-
 @overload
 def compute_early_bird_tickets(
-    model: nn.Module,
-    dataloader: Any,
-    trainer_fn: TrainerFunction | None = ...,
-    max_epochs: int = ...,
-    check_interval: int = ...,
-    target_sparsity: float = ...,
-    convergence_threshold: float | None = ...,
-    stability_window: int | None = ...,
-    use_magnitude_ranking: bool = ...,
-    max_batch_size: int | None = ...,
-    learning_rate: float | None = ...,
-    use_sgd: bool = ...,
-    *,
-    criterion: Criterion = ...,
-    check_every_steps: int | None = ...,
-    optimizer: str | OptimizerFunction | None = ...,
-    scheduler: SchedulerFactory | None = ...,
-    loss_fn: LossFunction | None = ...,
-    gradient_checkpointing: Checkpointing = ...,
-    max_grad_norm: float | None = ...,
-    momentum: float = ...,
-    weight_decay: float = ...,
-    precision: Precision = ...,
-    nonfinite: Nonfinite = ...,
-    max_skipped: float = ...,
-    include: Patterns = ...,
-    exclude: Patterns = ...,
-    run_dir: str | os.PathLike[str] | None = ...,
-    resume: bool = ...,
-    seed: int = ...,
-    progress: bool = ...,
-    save_masks: bool = ...,
+    model: nn.Module, dataloader: Any, trainer_fn: TrainerFunction | None = ..., max_epochs: int = ...,
+    check_interval: int = ..., target_sparsity: float = ..., convergence_threshold: float | None = ...,
+    stability_window: int | None = ..., use_magnitude_ranking: bool = ..., max_batch_size: int | None = ...,
+    learning_rate: float | None = ..., use_sgd: bool = ..., *, criterion: Criterion = ...,
+    check_every_steps: int | None = ..., optimizer: str | OptimizerFunction | None = ...,
+    scheduler: SchedulerFactory | None = ..., loss_fn: LossFunction | None = ...,
+    gradient_checkpointing: Checkpointing = ..., max_grad_norm: float | None = ..., momentum: float = ...,
+    weight_decay: float = ..., precision: Precision = ..., nonfinite: Nonfinite = ..., max_skipped: float = ...,
+    include: Patterns = ..., exclude: Patterns = ..., run_dir: str | os.PathLike[str] | None = ...,
+    resume: bool = ..., seed: int = ..., progress: bool = ..., save_masks: bool = ...,
 ) -> EarlyBirdResults: ...
 
 
 @overload
 def compute_early_bird_tickets(
-    model: nn.Module,
-    dataloader: Any,
-    trainer_fn: TrainerFunction | None = ...,
-    max_epochs: int = ...,
-    check_interval: int = ...,
-    target_sparsity: Sequence[float] = ...,
-    convergence_threshold: float | None = ...,
-    stability_window: int | None = ...,
-    use_magnitude_ranking: bool = ...,
-    max_batch_size: int | None = ...,
-    learning_rate: float | None = ...,
-    use_sgd: bool = ...,
-    *,
-    criterion: Criterion = ...,
-    check_every_steps: int | None = ...,
-    optimizer: str | OptimizerFunction | None = ...,
-    scheduler: SchedulerFactory | None = ...,
-    loss_fn: LossFunction | None = ...,
-    gradient_checkpointing: Checkpointing = ...,
-    max_grad_norm: float | None = ...,
-    momentum: float = ...,
-    weight_decay: float = ...,
-    precision: Precision = ...,
-    nonfinite: Nonfinite = ...,
-    max_skipped: float = ...,
-    include: Patterns = ...,
-    exclude: Patterns = ...,
-    run_dir: str | os.PathLike[str] | None = ...,
-    resume: bool = ...,
-    seed: int = ...,
-    progress: bool = ...,
-    save_masks: bool = ...,
+    model: nn.Module, dataloader: Any, trainer_fn: TrainerFunction | None = ..., max_epochs: int = ...,
+    check_interval: int = ..., target_sparsity: Sequence[float] = ..., convergence_threshold: float | None = ...,
+    stability_window: int | None = ..., use_magnitude_ranking: bool = ..., max_batch_size: int | None = ...,
+    learning_rate: float | None = ..., use_sgd: bool = ..., *, criterion: Criterion = ...,
+    check_every_steps: int | None = ..., optimizer: str | OptimizerFunction | None = ...,
+    scheduler: SchedulerFactory | None = ..., loss_fn: LossFunction | None = ...,
+    gradient_checkpointing: Checkpointing = ..., max_grad_norm: float | None = ..., momentum: float = ...,
+    weight_decay: float = ..., precision: Precision = ..., nonfinite: Nonfinite = ..., max_skipped: float = ...,
+    include: Patterns = ..., exclude: Patterns = ..., run_dir: str | os.PathLike[str] | None = ...,
+    resume: bool = ..., seed: int = ..., progress: bool = ..., save_masks: bool = ...,
 ) -> list[EarlyBirdResults]: ...
 
 
@@ -298,13 +248,6 @@ def compute_early_bird_tickets(
         max_skipped=max_skipped,
     )
     results = find_birds(
-        model,
-        dataloader,
-        settings,
-        recipe,
-        run_dir=run_dir,
-        resume=resume,
-        save_masks=save_masks,
-        progress=progress,
+        model, dataloader, settings, recipe, run_dir=run_dir, resume=resume, save_masks=save_masks, progress=progress
     )
     return results if isinstance(target_sparsity, Sequence) else results[0]
