@@ -44,11 +44,11 @@ from typing import Any, overload
 from torch import nn
 
 from lottery_tickets._batches import LossFunction
-from lottery_tickets._early_bird._results import Criterion, EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
+from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._recipe import OptimizerFunction, Recipe, TrainerFunction
 from lottery_tickets._early_bird._settings import checked_settings
 from lottery_tickets._early_bird._whole import find_birds
-from lottery_tickets.detection import EarlyBirdDetector, detect_early_bird_convergence
+from lottery_tickets.detection import Criterion, EarlyBirdDetector, detect_early_bird_convergence
 from lottery_tickets.masks import Patterns
 from lottery_tickets.training import Checkpointing, Nonfinite, Precision, SchedulerFactory
 

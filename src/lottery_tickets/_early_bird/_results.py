@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import TypedDict
 
+from lottery_tickets.detection import Criterion
 from lottery_tickets.masks import Mask
-
-Criterion = Literal["window", "queue", "rank_correlation"]
 
 
 class EarlyBirdCheckpoint(TypedDict):
@@ -15,7 +14,7 @@ class EarlyBirdCheckpoint(TypedDict):
     Attributes:
         epoch: The epoch that was being trained, or has just been: 1 for the first, 0 for the look before training.
         step: Optimizer steps so far; None under `trainer_fn`.
-        distances: Distance to each mask that is kept, the newest of them first: the fraction of the bits that differ.
+        distances: Distance to each mask that is kept, the newest of them last: the fraction of the bits that differ.
         layer_distances: Parameter name to the distance to the mask before, within this tensor; empty at the first.
         rank_correlation: Spearman correlation of the magnitudes with those at the check before; None unless the
             criterion asks for it.

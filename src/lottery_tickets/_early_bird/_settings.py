@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from lottery_tickets._early_bird._results import Criterion
+from lottery_tickets.detection import Criterion
 from lottery_tickets.errors import SparsityError, TrainingError
 from lottery_tickets.masks import Patterns
 from lottery_tickets.sparsity import check_sparsity

@@ -10,9 +10,16 @@ from typing import Any
 from torch import nn
 
 from lottery_tickets._early_bird._masks import mask_from, mask_state
-from lottery_tickets._early_bird._results import Criterion, EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
+from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import Settings
-from lottery_tickets.detection import DetectorState, EarlyBirdDetector, MagnitudeRanks, MovementProbe, Verdict
+from lottery_tickets.detection import (
+    Criterion,
+    DetectorState,
+    EarlyBirdDetector,
+    MagnitudeRanks,
+    MovementProbe,
+    Verdict,
+)
 from lottery_tickets.magnitude_pruning import create_magnitude_mask
 from lottery_tickets.masks import Mask, prunable_parameters
 
@@ -105,8 +112,8 @@ class Watch:
         self._settings, self._folder = settings, masks_folder
         self._tensors = prunable_parameters(model, settings.include, settings.exclude)
         self._birds = [_Bird(sparsity, settings) for sparsity in settings.sparsities]
-        self._probe = MovementProbe(seed=settings.seed)
-        self._ranks = MagnitudeRanks() if settings.criterion == "rank_correlation" else None
+        self._probe = MovementProbe(self._tensors, seed=settings.seed)
+        self._ranks = MagnitudeRanks(self._tensors) if settings.criterion == "rank_correlation" else None
         self.looks = 0
 
     @property
@@ -138,7 +145,8 @@ class Watch:
         movement = self._probe.update(self._tensors, sparsities)
         correlation = None if self._ranks is None else self._ranks.update(self._tensors)
         moved = None if movement is None else movement.moved_fraction
-        for place, (bird, mask) in enumerate(zip(birds, masks, strict=True)):
+        for bird, mask in zip(birds, masks, strict=True):
+            null = None if movement is None else movement.by_sparsity[bird.sparsity]
             verdict = bird.see(mask, correlation, moved)
             bird.checkpoints.append(
                 EarlyBirdCheckpoint(
@@ -149,8 +157,8 @@ class Watch:
                     rank_correlation=correlation,
                     moved_fraction=moved,
                     moved_error=None if movement is None else movement.moved_error,
-                    null_distance=None if movement is None else movement.null_distances[place],
-                    null_error=None if movement is None else movement.null_errors[place],
+                    null_distance=None if null is None else null.null_distance,
+                    null_error=None if null is None else null.null_error,
                     train_loss=train_loss,
                     seconds=seconds,
                     check_seconds=0.0,
