@@ -44,7 +44,9 @@ def loader(**options: Any) -> DataLoader:
 
 def search(model: nn.Module | None = None, data: Any = None, **options: Any) -> Any:
     options = {"learning_rate": 0.1, "max_epochs": 8, "progress": False, **options}
-    return compute_early_bird_tickets(mlp() if model is None else model, loader() if data is None else data, **options)
+    return compute_early_bird_tickets(
+        mlp() if model is None else model, loader() if data is None else data, **options
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ are what it is made of, and a module imports only from the floors below its own:
     overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
     large_models                      checkpoint folders, tensor by tensor
     gradients                         gradients of single samples, made in the backward pass and forgotten
+    detection                         masks of successive checks -> has the ticket settled?
     training                          steps inside the backward pass, memory predicted before it starts
     sparsity                          how much is removed, and where the line is drawn
     masks, _batches                   what a ticket is; a batch of any form -> a loss that adds

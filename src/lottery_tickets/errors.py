@@ -55,6 +55,10 @@ class ScoreError(LotteryTicketError, ValueError):
     """Importance scores that cannot be computed: no samples, an overflow, an argument out of range."""
 
 
+class DetectionError(LotteryTicketError, ValueError):
+    """An early-bird detector that cannot be set up or asked so."""
+
+
 class TrainingError(LotteryTicketError, ValueError):
     """Training that cannot go on as asked: an option out of range, a gradient or a loss of the wrong kind."""
 

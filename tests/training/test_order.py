@@ -46,7 +46,9 @@ LOADERS = {
     "in order": lambda: DataLoader(NUMBERS, 3),
     "shuffled": lambda: DataLoader(NUMBERS, 3, shuffle=True),
     "generator of its own": lambda: DataLoader(NUMBERS, 3, shuffle=True, generator=torch.Generator()),
-    "sampler's generator": lambda: DataLoader(NUMBERS, 3, sampler=RandomSampler(NUMBERS, generator=torch.Generator())),
+    "sampler's generator": lambda: DataLoader(
+        NUMBERS, 3, sampler=RandomSampler(NUMBERS, generator=torch.Generator())
+    ),
     "batch sampler": lambda: DataLoader(NUMBERS, batch_sampler=BatchSampler(RandomSampler(NUMBERS), 3, False)),
     "generator deep inside": lambda: DataLoader(
         NUMBERS, batch_sampler=BatchSampler(RandomSampler(NUMBERS, generator=torch.Generator()), 3, False)
@@ -125,7 +127,9 @@ def test_what_gives_no_batches_is_told():
     once = iter([(torch.ones(2, 1), torch.ones(2))])
     order = DataOrder(once, 0)
     assert len(list(order.epoch(0))) == 1
-    with pytest.raises(TrainingError, match=r"no batches in epoch 2\. One that can be iterated only once is spent"):
+    with pytest.raises(
+        TrainingError, match=r"no batches in epoch 2\. One that can be iterated only once is spent"
+    ):
         list(order.epoch(1))
     with pytest.raises(TrainingError, match="no batches in epoch 1"):
         list(DataOrder([], 0).epoch(0))

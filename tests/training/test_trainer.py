@@ -249,7 +249,9 @@ class Small(nn.Module):
 
 ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB."),
-    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    "cpu": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
+    ),
     "cpu, other words": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 7 bytes."),
     "python": MemoryError(),
 }
@@ -300,7 +302,9 @@ def test_memory_that_runs_out_when_weights_have_moved_is_told():
     trainer = Trainer(model, optimizer_for(model))
     with (
         training(model),
-        pytest.raises(TrainingMemoryError, match=r"Step 1: memory ran out in the backward pass, when some weights"),
+        pytest.raises(
+            TrainingMemoryError, match=r"Step 1: memory ran out in the backward pass, when some weights"
+        ),
     ):
         trainer.step(digits(1)[0])
 

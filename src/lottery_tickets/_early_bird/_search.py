@@ -216,4 +216,3 @@ class Search:
             self._trainer.load(decoded(values["trainer"], others))
         self._watch.load(decoded(values["watch"], others), run.lines)
         self._random = RandomState(**decoded(values["random"], others))
-

@@ -104,7 +104,9 @@ def _sparsities(target: Any) -> tuple[float, ...]:
     if not sparsities or len(set(sparsities)) < len(sparsities):
         raise SparsityError(f"target_sparsity is a fraction or several different ones, got {target!r}.")
     if 0 in sparsities:
-        raise SparsityError("target_sparsity is 0, and a mask that keeps everything never changes; give a fraction.")
+        raise SparsityError(
+            "target_sparsity is 0, and a mask that keeps everything never changes; give a fraction."
+        )
     return sparsities
 
 

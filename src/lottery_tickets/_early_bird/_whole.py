@@ -76,7 +76,9 @@ def configuration(model: nn.Module, order: DataOrder, settings: Settings, recipe
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "structure": structure_digest(model),
     }
-    told = {field.name: _described(getattr(one, field.name)) for one in (settings, recipe) for field in fields(one)}
+    told = {
+        field.name: _described(getattr(one, field.name)) for one in (settings, recipe) for field in fields(one)
+    }
     return {"function": "compute_early_bird_tickets", "model": structure, "batches": order.length, **told}
 
 

@@ -1,7 +1,7 @@
 """What a ticket is: the mask, its file, the parameters it speaks of, and a model that computes with it."""
 
 from lottery_tickets.masks._applied import applied, apply_mask, remove_mask
-from lottery_tickets.masks._bits import PackedBits, count_common, pack, packed_size, unpack_range
+from lottery_tickets.masks._bits import PackedBits, count_common, count_different, pack, packed_size, unpack_range
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import (
     Patterns,
@@ -20,6 +20,7 @@ __all__ = [
     "apply_mask",
     "as_mask",
     "count_common",
+    "count_different",
     "is_transposed_linear",
     "pack",
     "packed_size",

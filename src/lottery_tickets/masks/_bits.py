@@ -49,6 +49,14 @@ def count_common(first: PackedBits, second: PackedBits) -> int:
     )
 
 
+def count_different(first: PackedBits, second: PackedBits) -> int:
+    """Number of bits set in one and not in the other."""
+    return sum(
+        _count_words(first[start : start + BLOCK] ^ second[start : start + BLOCK])
+        for start in range(0, first.size, BLOCK)
+    )
+
+
 def _count_words(packed: PackedBits) -> int:
     """Number of set bits, eight bytes at a time."""
     whole = packed.size // 8 * 8

@@ -13,7 +13,7 @@ from lottery_tickets.sparsity._allocation import (
     removed_count,
     uniform_removals,
 )
-from lottery_tickets.sparsity._blocks import Rescore
+from lottery_tickets.sparsity._blocks import Block, Rescore, Weights, for_each, rankable
 from lottery_tickets.sparsity._drawing import (
     Allocation,
     PatternRemainder,
@@ -33,6 +33,7 @@ from lottery_tickets.sparsity._sorting import Sorting
 
 __all__ = [
     "Allocation",
+    "Block",
     "Layout",
     "Line",
     "MakeSelector",
@@ -46,18 +47,21 @@ __all__ = [
     "Selection",
     "Selector",
     "Sorting",
+    "Weights",
     "bits_above_floor",
     "check_sparsity",
     "compute_histogram_quantile",
     "draw_masks",
     "erk_removals",
     "extremes",
+    "for_each",
     "given_removals",
     "lamp_removals",
     "layouts_of",
     "one_or_many",
     "outlier_removals",
     "outlier_shares",
+    "rankable",
     "removals_by_weight",
     "removed_count",
     "uniform_removals",

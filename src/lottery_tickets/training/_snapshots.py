@@ -16,7 +16,9 @@ from lottery_tickets.masks import parameter_aliases
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name, those that are tied once; not copies."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    found: dict[str, torch.Tensor] = {names[0]: parameters[names[0]] for names in parameter_aliases(model).values()}
+    found: dict[str, torch.Tensor] = {
+        names[0]: parameters[names[0]] for names in parameter_aliases(model).values()
+    }
     found.update(model.named_buffers())
     return {name: tensor.detach() for name, tensor in found.items()}
 
