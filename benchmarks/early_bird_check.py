@@ -2,12 +2,13 @@
 
     python benchmarks/early_bird_check.py [--quick]
 
-The model is an MLP of 100M weights on MNIST digits, as in the demo in batches of 64, trained by SGD in the backward
-pass in float32. The epoch is trained once, by `compute_early_bird_tickets` with a check after every 50 steps; the
-seconds are its own, `seconds` and `check_seconds` of each checkpoint. A check draws the mask, measures how many
-weights moved and what distance chance would give, and compares with the masks that are kept. The first check, before
-training, has nothing to compare with and is left out. The other criteria are looked at over a few batches. Bar: the
-median check takes at most 5% of the epoch.
+The model is an MLP of 100M weights on MNIST digits, as in the demo in batches of 64, trained by SGD in the
+backward pass in float32. The epoch is trained once, by `compute_early_bird_tickets` with a check after every 50
+steps; the seconds are its own, `seconds` and `check_seconds` of each checkpoint. A check draws the mask, measures
+how many weights moved and what distance chance would give, and compares with the masks that are kept. The first
+check, before training, has nothing to compare with and is left out. The other criteria
+are looked at over a few batches.
+Bar: the median check takes at most 5% of the epoch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import csv
 import gzip
 import statistics
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ def net(layers: tuple[int, ...]) -> nn.Module:
     """An MLP with these widths."""
     torch.manual_seed(0)
     parts: list[nn.Module] = []
-    for inputs, outputs in zip(layers, layers[1:], strict=False):
+    for inputs, outputs in pairwise(layers):
         parts += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*parts[:-1])
 

@@ -1,4 +1,4 @@
-"""The search for early-bird tickets: found where there is one, not where nothing moves, and the same after a kill."""
+"""Early-bird tickets: found where there is one, not where nothing moves, and the same after a kill."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import lottery_tickets
+from killing import Killer
 from lottery_tickets import Mask, create_magnitude_mask
 from lottery_tickets.early_bird import compute_early_bird_tickets
 from lottery_tickets.errors import NonfiniteLossError, RunFolderError, TrainingError
-from killing import Killer
 from scoring import llama
 
 TIMES = {"seconds", "check_seconds", "peak_bytes"}

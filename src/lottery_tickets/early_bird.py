@@ -29,8 +29,8 @@ How training is done:
   average correctly (`precision="stochastic"`), or their remainders are kept (`"compensated"`).
 - Batches that do not fit: `max_batch_size` splits them, and memory that runs out in the forward pass halves the
   pieces; the update is that of the whole batch.
-- `run_dir`: after every check the whole state is on disk. A run that was killed goes on from there when it is called
-  in the same way again, sees the same batches, and ends with the same ticket.
+- `run_dir`: after every check the whole state is on disk. A run that was killed goes on from there when it is
+  called in the same way again, sees the same batches, and ends with the same ticket.
 
 For training loops of one's own there is the detector alone: `EarlyBirdDetector`, `detect_early_bird_convergence`.
 """
@@ -44,8 +44,8 @@ from typing import Any, overload
 from torch import nn
 
 from lottery_tickets._batches import LossFunction
-from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._recipe import OptimizerFunction, Recipe, TrainerFunction
+from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import checked_settings
 from lottery_tickets._early_bird._whole import find_birds
 from lottery_tickets.detection import Criterion, EarlyBirdDetector, detect_early_bird_convergence
@@ -177,20 +177,21 @@ def compute_early_bird_tickets(
     $$d(m_i, m_j) = \frac{|m_i \oplus m_j|}{N}$$
 
     apart. `criterion` says which distances have to be small for how long; see `EarlyBirdDetector`. Checks are at
-    epoch 0, before training, and after every `check_interval` epochs or `check_every_steps` steps. Training stops at
-    the check at which the masks of all sparsities have settled, else after `max_epochs`. Masks that stand still
+    epoch 0, before training, and after every `check_interval` epochs or `check_every_steps` steps. Training stops
+    at the check at which the masks of all sparsities have settled, else after `max_epochs`. Masks that stand still
     because the weights do are not taken for settled ones.
 
-    The model comes back trained, in its own modes and flags; the caller's random states are left alone. The order of
-    the data and everything else that is random hangs on `seed`: before each epoch Python's, numpy's and torch's
+    The model comes back trained, in its own modes and flags; the caller's random states are left alone. The order
+    of the data and everything else that is random hangs on `seed`: before each epoch Python's, numpy's and torch's
     states are seeded, and with them the loader's own generator. On one device the same call gives the same bits.
 
     Args:
         model: Any module, on one device; parameters that require no gradient are not trained.
-        dataloader: Batches, gone through once an epoch: mappings with what the model takes (and "labels"), or pairs
-            (inputs, targets). Also a list of batches, or a single batch.
-        trainer_fn: `trainer_fn(model, dataloader, epochs)` trains instead, between checks; a number that it returns
-            is recorded for the loss. What it keeps from call to call is its own affair, also where a run goes on.
+        dataloader: Batches, gone through once an epoch: mappings with what the model takes (and "labels"), or
+            pairs (inputs, targets). Also a list of batches, or a single batch.
+        trainer_fn: `trainer_fn(model, dataloader, epochs)` trains instead, between checks; a number that it
+            returns is recorded for the loss. What it keeps from call to call is its own affair, also when a run goes
+            on.
         max_epochs: Epochs to train at most; all are trained unless the masks settle.
         check_interval: Epochs between checks.
         target_sparsity: Fraction of the prunable weights to remove, in (0, 1). With several of them, one counting

@@ -1,4 +1,4 @@
-"""The trainer against plain PyTorch loops: the same weights, whatever the batch is split into and whatever fails."""
+"""The trainer against plain PyTorch loops: the same weights, however the batch is split and whatever fails."""
 
 from __future__ import annotations
 
@@ -386,5 +386,5 @@ def test_state_goes_on_where_it_stood(kind):
 
 def test_a_scheduler_that_is_none_is_told():
     model = mlp()
-    with pytest.raises(TrainingError, match="scheduler is a function .* it returned int"):
+    with pytest.raises(TrainingError, match=r"scheduler is a function .* it returned int"):
         Trainer(model, optimizer_for(model), scheduler=lambda optimizer: 3)

@@ -123,5 +123,5 @@ class Recipe:
         given = [name for name, unset in ours.items() if getattr(self, name) != unset]
         if given:
             raise TrainingError(
-                f"trainer_fn trains by itself, and {', '.join(given)} would say how. Leave them out, or trainer_fn."
+                f"trainer_fn trains by itself, and {', '.join(given)} would say how. Leave out one or the other."
             )

@@ -14,7 +14,7 @@ class EarlyBirdCheckpoint(TypedDict):
     Attributes:
         epoch: The epoch that was being trained, or has just been: 1 for the first, 0 for the look before training.
         step: Optimizer steps so far; None under `trainer_fn`.
-        distances: Distance to each mask that is kept, the newest of them last: the fraction of the bits that differ.
+        distances: To each mask that is kept, the newest of them last: the fraction of the bits that differ.
         layer_distances: Parameter name to the distance to the mask before, within this tensor; empty at the first.
         rank_correlation: Spearman correlation of the magnitudes with those at the check before; None unless the
             criterion asks for it.

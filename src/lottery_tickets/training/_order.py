@@ -1,4 +1,4 @@
-"""The order of the data: of each epoch, whatever happened before it, so that a killed run sees what it would have."""
+"""The order of the data in each epoch, whatever came before it, so that a killed run goes on as it would have."""
 
 from __future__ import annotations
 
@@ -57,10 +57,11 @@ class DataOrder:
             )
         if then is not None and skip:
             then.restore()
-        count = skip
-        for count, batch in enumerate(batches, skip + 1):
+        empty = not skip
+        for batch in batches:
+            empty = False
             yield batch
-        if not count:
+        if empty:
             raise TrainingError(
                 f"The dataloader gave no batches in epoch {number + 1}. One that can be iterated only once is spent "
                 "after the first: give a DataLoader or a list."
