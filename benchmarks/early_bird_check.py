@@ -101,8 +101,8 @@ def run(*, quick: bool) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> Table:
     """The results beside the bar."""
     shown = Table(
-        title=f"{results['weights']:,} weights; an epoch of {results['batches']} batches of {results['batch_size']} "
-        f"takes {results['epoch_seconds']:.1f} s"
+        title=f"{results['weights']:,} weights; an epoch of {results['batches']} batches of "
+        f"{results['batch_size']} takes {results['epoch_seconds']:.1f} s"
     )
     for heading in ("criterion", "median check", "share of the epoch", "bar"):
         shown.add_column(heading, justify="right")

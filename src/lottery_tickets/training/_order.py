@@ -63,8 +63,8 @@ class DataOrder:
             yield batch
         if empty:
             raise TrainingError(
-                f"The dataloader gave no batches in epoch {number + 1}. One that can be iterated only once is spent "
-                "after the first: give a DataLoader or a list."
+                f"The dataloader gave no batches in epoch {number + 1}. One that can be iterated only once is "
+                "spent after the first: give a DataLoader or a list."
             )
 
     def seed(self, number: int) -> None:
