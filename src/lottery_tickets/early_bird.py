@@ -184,9 +184,10 @@ def compute_early_bird_tickets(
     at the check at which the masks of all sparsities have settled, else after `max_epochs`. Masks that stand still
     because the weights do are not taken for settled ones.
 
-    The model comes back trained, in its own modes and flags; the caller's random states are left alone. The order
-    of the data and everything else that is random hangs on `seed`: before each epoch Python's, numpy's and torch's
-    states are seeded, and with them the loader's own generator. On one device the same call gives the same bits.
+    The model comes back trained, in its own modes and flags and without gradients; the caller's random states are
+    left alone. The order of the data and everything else that is random hangs on `seed`: before each epoch
+    Python's, numpy's and torch's states are seeded, and with them the loader's own generator. The same call gives
+    the same bits where torch's operations do; see `ensure_deterministic_pruning` for accelerators.
 
     Args:
         model: Any module, on one device; parameters that require no gradient are not trained.

@@ -18,6 +18,7 @@ class DataOrder:
 
     Before an epoch is iterated, Python's, numpy's and torch's global random states are seeded, and with them the
     generators that the loader and its samplers have of their own; samplers with `set_epoch` are told the epoch.
+    What the workers of a loader with `persistent_workers=True` draw hangs on the epochs before, all the same.
 
     Args:
         dataloader: Batches of any usual form, or one batch.

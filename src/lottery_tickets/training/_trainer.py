@@ -56,8 +56,9 @@ class Progress:
 
 @contextmanager
 def training(model: nn.Module) -> Iterator[None]:
-    """Training mode; afterwards every submodule's own mode, and no gradients left behind."""
+    """Training mode; afterwards every submodule's own mode. Gradients are dropped, before and afterwards."""
     flags = [(module, module.training) for module in model.modules()]
+    _drop_gradients(model)
     try:
         model.train()
         with torch.enable_grad():
@@ -65,8 +66,7 @@ def training(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
-        for parameter in model.parameters():
-            parameter.grad = None
+        _drop_gradients(model)
 
 
 class Trainer:
@@ -251,6 +251,11 @@ class Trainer:
             and name not in module._non_persistent_buffers_set
             and (buffer.is_floating_point() or buffer.numel() == 1)
         ]
+
+
+def _drop_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
 
 
 class _Saved(NamedTuple):
