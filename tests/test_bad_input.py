@@ -33,8 +33,10 @@ from lottery_tickets import (
     remove_mask,
     validate_pruning_correctness,
 )
+from lottery_tickets.early_bird import compute_early_bird_tickets
 from lottery_tickets.errors import (
     BatchError,
+    DetectionError,
     EvaluationError,
     LotteryTicketError,
     MaskAppliedError,
@@ -42,7 +44,9 @@ from lottery_tickets.errors import (
     MaskFileError,
     MaskMismatchError,
     ParameterSelectionError,
+    RunFolderError,
     SparsityError,
+    TrainingError,
     WeightsError,
 )
 
@@ -93,6 +97,11 @@ def nested(model: nn.Module) -> None:
 def quality(dataloader: object, **options: object) -> object:
     options = {"model": net(), "mask": whole(), "progress": False, **options}
     return compute_lottery_ticket_quality(dataloader=dataloader, **options)
+
+
+def birds(data: object = None, **options: object) -> object:
+    options = {"model": net(), "max_epochs": 1, "progress": False, **options}
+    return compute_early_bird_tickets(dataloader=[BATCH] if data is None else data, **options)
 
 
 BATCH = (torch.ones(2, 4), torch.tensor([0, 1]))
@@ -393,6 +402,123 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         MaskMismatchError,
         r"last\.weight.*\(3, 4\).*\(4, 3\)",
     ),
+    # Early birds
+    "birds at sparsity 1": (lambda: birds(target_sparsity=1.0), SparsityError, r"target_sparsity is .* got 1\.0"),
+    "birds at sparsity 0": (
+        lambda: birds(target_sparsity=[0.5, 0]),
+        SparsityError,
+        "keeps everything never changes",
+    ),
+    "birds at no sparsity": (
+        lambda: birds(target_sparsity=[]),
+        SparsityError,
+        r"several different ones, got \[\]",
+    ),
+    "one sparsity twice": (lambda: birds(target_sparsity=[0.5, 0.5]), SparsityError, "several different ones"),
+    "no epochs": (lambda: birds(max_epochs=0), TrainingError, "max_epochs is a positive integer, got 0"),
+    "no check": (
+        lambda: birds(check_interval=2),
+        TrainingError,
+        "check_interval=2 is more than max_epochs=1.* Check more often or train longer",
+    ),
+    "checks by epochs and steps": (
+        lambda: birds(max_epochs=9, check_interval=2, check_every_steps=5),
+        TrainingError,
+        "check_interval=2 counts epochs and check_every_steps=5 steps. Leave one of them out",
+    ),
+    "unknown criterion": (lambda: birds(criterion="mask"), DetectionError, "criterion is one of .*, got 'mask'"),
+    "criterion and ranking": (
+        lambda: birds(criterion="queue", use_magnitude_ranking=True),
+        TrainingError,
+        "use_magnitude_ranking=True asks for criterion='rank_correlation', and criterion says 'queue'",
+    ),
+    "threshold that chance meets": (
+        lambda: birds(target_sparsity=0.9, convergence_threshold=0.3),
+        DetectionError,
+        r"threshold 0\.3 is met by chance",
+    ),
+    "window of nothing": (lambda: birds(stability_window=0), DetectionError, "integer of at least 1, got 0"),
+    "unknown optimizer": (lambda: birds(optimizer="adam"), TrainingError, "optimizer is one of sgd.* got 'adam'"),
+    "function that makes no optimizer": (
+        lambda: birds(optimizer=lambda parameters: 3),
+        TrainingError,
+        "function from parameters to an optimizer of torch's; it returned int",
+    ),
+    "momentum of AdamW": (
+        lambda: birds(use_sgd=False, momentum=0.9),
+        TrainingError,
+        r"momentum=0\.9 is for 'sgd'",
+    ),
+    "negative learning rate": (
+        lambda: birds(learning_rate=-1.0),
+        TrainingError,
+        r"learning_rate is a finite number of at least 0, got -1\.0",
+    ),
+    "no micro-batch": (
+        lambda: birds(max_batch_size=0),
+        TrainingError,
+        "max_batch_size is a positive integer, got 0",
+    ),
+    "unknown policy for losses": (
+        lambda: birds(nonfinite="raise"),
+        TrainingError,
+        "nonfinite is 'stop' or 'skip', got 'raise'",
+    ),
+    "share to skip in percent": (
+        lambda: birds(max_skipped=5),
+        TrainingError,
+        "max_skipped is a finite number from 0 to 1, got 5",
+    ),
+    "unknown precision of weights": (
+        lambda: birds(precision="high"),
+        TrainingError,
+        "precision is one of stochastic, compensated, nearest; got 'high'",
+    ),
+    "unknown checkpointing": (
+        lambda: birds(gradient_checkpointing="yes"),
+        TrainingError,
+        "gradient_checkpointing is 'auto', True or False; got 'yes'",
+    ),
+    "trainer_fn and an optimizer": (
+        lambda: birds(trainer_fn=lambda *_: None, optimizer="sgd", max_batch_size=4),
+        TrainingError,
+        "trainer_fn trains by itself, and optimizer, max_batch_size would say how",
+    ),
+    "trainer_fn that is none": (
+        lambda: birds(trainer_fn="sgd"),
+        TrainingError,
+        "trainer_fn is a function .* got 'sgd'",
+    ),
+    "trainer_fn by steps": (
+        lambda: birds(trainer_fn=lambda *_: None, check_every_steps=5),
+        TrainingError,
+        "trainer_fn trains whole epochs, so check_every_steps=5 cannot be kept",
+    ),
+    "masks to nowhere": (lambda: birds(save_masks=True), TrainingError, "save_masks=True keeps .* Give run_dir"),
+    "negative seed of a search": (lambda: birds(seed=-1), TrainingError, "seed is a non-negative integer, got -1"),
+    "a run where a file is": (lambda: birds(run_dir=__file__), RunFolderError, "no folder can be made there"),
+    "nothing to train on": (
+        lambda: birds([]),
+        TrainingError,
+        "no batches in epoch 1.* give a DataLoader or a list",
+    ),
+    "training on text": (lambda: birds(["one two"]), BatchError, "A batch is a mapping, .* or a pair .* got"),
+    "a dataloader that is none": (
+        lambda: birds(3),
+        BatchError,
+        "Expected a batch or an iterable of batches, got int",
+    ),
+    "pattern of birds without a match": (
+        lambda: birds(include="decoder.*"),
+        ParameterSelectionError,
+        r"include='decoder\.\*' matches no parameter",
+    ),
+    "NaN weight before training": (
+        lambda: birds(model=net_with(float("nan"))),
+        WeightsError,
+        r"found in last\.weight \(1\)",
+    ),
+    "meta model to train": (lambda: birds(model=meta_net()), WeightsError, r"first\.weight is on the meta device"),
     "sparsity of text": (
         lambda: compute_sparsity("ticket"),
         MaskError,

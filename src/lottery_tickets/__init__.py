@@ -4,6 +4,7 @@ The names in `__all__` are the promised ones; files may move, names may not. The
 are what it is made of, and a module imports only from the floors below its own:
 
     cli, utils                        the command line; helper names for those who look for them there
+    early_bird                        model, data -> the ticket, at the moment at which it has settled
     magnitude_pruning                 model -> magnitude mask
     importance_scoring                model, data -> scores by any criterion
     importance_pruning                scores -> mask
@@ -16,6 +17,7 @@ are what it is made of, and a module imports only from the floors below its own:
     training                          steps inside the backward pass, memory predicted before it starts
     sparsity                          how much is removed, and where the line is drawn
     masks, _batches                   what a ticket is; a batch of any form -> a loss that adds
+    runs                              the folder of a run that can be killed at any moment and go on
     _kernels, errors                  compiled loops over bits; what can go wrong
 
 Names are imported when they are first used, so that the command line answers without loading torch.
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lottery_tickets.determinism import ensure_deterministic_pruning
+    from lottery_tickets.early_bird import compute_early_bird_tickets
     from lottery_tickets.errors import LayerCollapseWarning, LotteryTicketError
     from lottery_tickets.evaluation import compute_lottery_ticket_qualities, compute_lottery_ticket_quality
     from lottery_tickets.importance_pruning import create_importance_mask
@@ -44,6 +47,7 @@ __all__ = [
     "Mask",
     "applied",
     "apply_mask",
+    "compute_early_bird_tickets",
     "compute_histogram_quantile",
     "compute_layerwise_magnitude_ticket",
     "compute_lottery_ticket_qualities",
@@ -64,7 +68,7 @@ __all__ = [
 # Modules that hold these names, those that load fastest first.
 _HOMES = (
     *("errors", "masks", "sparsity", "magnitude_pruning", "importance_pruning"),
-    *("evaluation", "robustness", "overlap", "inspection", "determinism"),
+    *("evaluation", "robustness", "overlap", "inspection", "determinism", "early_bird"),
 )
 
 if not TYPE_CHECKING:

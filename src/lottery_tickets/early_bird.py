@@ -10,6 +10,9 @@ training can take, draws its mask at every check, and stops when the criterion s
 - "rank_correlation": Spearman's correlation of the magnitudes with those at the check before is at least 0.95 at 3
   checks in a row.
 
+Between sparsities 0.3 and 0.7, that is; beyond them random masks differ in fewer bits, and 0.1 shrinks with that
+(see `EarlyBirdDetector`).
+
 The first mask is drawn before training, at epoch 0, as the authors' published loop draws it; then one after every
 `check_interval` epochs or `check_every_steps` steps. A mask also stands still where the weights do: each check
 measures the share of weights that moved and what distance the same movement would have given at random, and a mask
@@ -29,8 +32,8 @@ How training is done:
   average correctly (`precision="stochastic"`), or their remainders are kept (`"compensated"`).
 - Batches that do not fit: `max_batch_size` splits them, and memory that runs out in the forward pass halves the
   pieces; the update is that of the whole batch.
-- `run_dir`: after every check the whole state is on disk. A run that was killed goes on from there when it is called
-  in the same way again, sees the same batches, and ends with the same ticket.
+- `run_dir`: after every check the whole state is on disk. A run that was killed goes on from there when it is
+  called in the same way again, sees the same batches, and ends with the same ticket.
 
 For training loops of one's own there is the detector alone: `EarlyBirdDetector`, `detect_early_bird_convergence`.
 """
@@ -44,8 +47,8 @@ from typing import Any, overload
 from torch import nn
 
 from lottery_tickets._batches import LossFunction
-from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._recipe import OptimizerFunction, Recipe, TrainerFunction
+from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import checked_settings
 from lottery_tickets._early_bird._whole import find_birds
 from lottery_tickets.detection import Criterion, EarlyBirdDetector, detect_early_bird_convergence
@@ -61,33 +64,78 @@ __all__ = [
     "detect_early_bird_convergence",
 ]
 
+
 @overload
 def compute_early_bird_tickets(
-    model: nn.Module, dataloader: Any, trainer_fn: TrainerFunction | None = ..., max_epochs: int = ...,
-    check_interval: int = ..., target_sparsity: float = ..., convergence_threshold: float | None = ...,
-    stability_window: int | None = ..., use_magnitude_ranking: bool = ..., max_batch_size: int | None = ...,
-    learning_rate: float | None = ..., use_sgd: bool = ..., *, criterion: Criterion = ...,
-    check_every_steps: int | None = ..., optimizer: str | OptimizerFunction | None = ...,
-    scheduler: SchedulerFactory | None = ..., loss_fn: LossFunction | None = ...,
-    gradient_checkpointing: Checkpointing = ..., max_grad_norm: float | None = ..., momentum: float = ...,
-    weight_decay: float = ..., precision: Precision = ..., nonfinite: Nonfinite = ..., max_skipped: float = ...,
-    include: Patterns = ..., exclude: Patterns = ..., run_dir: str | os.PathLike[str] | None = ...,
-    resume: bool = ..., seed: int = ..., progress: bool = ..., save_masks: bool = ...,
+    model: nn.Module,
+    dataloader: Any,
+    trainer_fn: TrainerFunction | None = ...,
+    max_epochs: int = ...,
+    check_interval: int = ...,
+    target_sparsity: float = ...,
+    convergence_threshold: float | None = ...,
+    stability_window: int | None = ...,
+    use_magnitude_ranking: bool = ...,
+    max_batch_size: int | None = ...,
+    learning_rate: float | None = ...,
+    use_sgd: bool = ...,
+    *,
+    criterion: Criterion = ...,
+    check_every_steps: int | None = ...,
+    optimizer: str | OptimizerFunction | None = ...,
+    scheduler: SchedulerFactory | None = ...,
+    loss_fn: LossFunction | None = ...,
+    gradient_checkpointing: Checkpointing = ...,
+    max_grad_norm: float | None = ...,
+    momentum: float = ...,
+    weight_decay: float = ...,
+    precision: Precision = ...,
+    nonfinite: Nonfinite = ...,
+    max_skipped: float = ...,
+    include: Patterns = ...,
+    exclude: Patterns = ...,
+    run_dir: str | os.PathLike[str] | None = ...,
+    resume: bool = ...,
+    seed: int = ...,
+    progress: bool = ...,
+    save_masks: bool = ...,
 ) -> EarlyBirdResults: ...
 
 
 @overload
 def compute_early_bird_tickets(
-    model: nn.Module, dataloader: Any, trainer_fn: TrainerFunction | None = ..., max_epochs: int = ...,
-    check_interval: int = ..., target_sparsity: Sequence[float] = ..., convergence_threshold: float | None = ...,
-    stability_window: int | None = ..., use_magnitude_ranking: bool = ..., max_batch_size: int | None = ...,
-    learning_rate: float | None = ..., use_sgd: bool = ..., *, criterion: Criterion = ...,
-    check_every_steps: int | None = ..., optimizer: str | OptimizerFunction | None = ...,
-    scheduler: SchedulerFactory | None = ..., loss_fn: LossFunction | None = ...,
-    gradient_checkpointing: Checkpointing = ..., max_grad_norm: float | None = ..., momentum: float = ...,
-    weight_decay: float = ..., precision: Precision = ..., nonfinite: Nonfinite = ..., max_skipped: float = ...,
-    include: Patterns = ..., exclude: Patterns = ..., run_dir: str | os.PathLike[str] | None = ...,
-    resume: bool = ..., seed: int = ..., progress: bool = ..., save_masks: bool = ...,
+    model: nn.Module,
+    dataloader: Any,
+    trainer_fn: TrainerFunction | None = ...,
+    max_epochs: int = ...,
+    check_interval: int = ...,
+    target_sparsity: Sequence[float] = ...,
+    convergence_threshold: float | None = ...,
+    stability_window: int | None = ...,
+    use_magnitude_ranking: bool = ...,
+    max_batch_size: int | None = ...,
+    learning_rate: float | None = ...,
+    use_sgd: bool = ...,
+    *,
+    criterion: Criterion = ...,
+    check_every_steps: int | None = ...,
+    optimizer: str | OptimizerFunction | None = ...,
+    scheduler: SchedulerFactory | None = ...,
+    loss_fn: LossFunction | None = ...,
+    gradient_checkpointing: Checkpointing = ...,
+    max_grad_norm: float | None = ...,
+    momentum: float = ...,
+    weight_decay: float = ...,
+    precision: Precision = ...,
+    nonfinite: Nonfinite = ...,
+    max_skipped: float = ...,
+    include: Patterns = ...,
+    exclude: Patterns = ...,
+    run_dir: str | os.PathLike[str] | None = ...,
+    resume: bool = ...,
+    seed: int = ...,
+    progress: bool = ...,
+    save_masks: bool = ...,
 ) -> list[EarlyBirdResults]: ...
 
 
@@ -132,29 +180,31 @@ def compute_early_bird_tickets(
     $$d(m_i, m_j) = \frac{|m_i \oplus m_j|}{N}$$
 
     apart. `criterion` says which distances have to be small for how long; see `EarlyBirdDetector`. Checks are at
-    epoch 0, before training, and after every `check_interval` epochs or `check_every_steps` steps. Training stops at
-    the check at which the masks of all sparsities have settled, else after `max_epochs`. Masks that stand still
+    epoch 0, before training, and after every `check_interval` epochs or `check_every_steps` steps. Training stops
+    at the check at which the masks of all sparsities have settled, else after `max_epochs`. Masks that stand still
     because the weights do are not taken for settled ones.
 
-    The model comes back trained, in its own modes and flags; the caller's random states are left alone. The order of
-    the data and everything else that is random hangs on `seed`: before each epoch Python's, numpy's and torch's
-    states are seeded, and with them the loader's own generator. On one device the same call gives the same bits.
+    The model comes back trained, in its own modes and flags and without gradients; the caller's random states are
+    left alone. The order of the data and everything else that is random hangs on `seed`: before each epoch
+    Python's, numpy's and torch's states are seeded, and with them the loader's own generator. The same call gives
+    the same bits where torch's operations do; see `ensure_deterministic_pruning` for accelerators.
 
     Args:
         model: Any module, on one device; parameters that require no gradient are not trained.
-        dataloader: Batches, gone through once an epoch: mappings with what the model takes (and "labels"), or pairs
-            (inputs, targets). Also a list of batches, or a single batch.
-        trainer_fn: `trainer_fn(model, dataloader, epochs)` trains instead, between checks; a number that it returns
-            is recorded for the loss. What it keeps from call to call is its own affair, also where a run goes on.
+        dataloader: Batches, gone through once an epoch: mappings with what the model takes (and "labels"), or
+            pairs (inputs, targets). Also a list of batches, or a single batch.
+        trainer_fn: `trainer_fn(model, dataloader, epochs)` trains instead, between checks; a number that it
+            returns is recorded for the loss. What it keeps from call to call is its own affair, also when a run
+            goes on.
         max_epochs: Epochs to train at most; all are trained unless the masks settle.
         check_interval: Epochs between checks.
         target_sparsity: Fraction of the prunable weights to remove, in (0, 1). With several of them, one counting
             pass serves all masks, and one training all results.
-        convergence_threshold: Of the criterion: the largest distance or the least correlation; None for its default.
-        stability_window: Of the criterion: how many must agree; None for its default.
+        convergence_threshold: Of the criterion: the largest distance or the least correlation; None for its own.
+        stability_window: Of the criterion: how many must agree; None for its own.
         use_magnitude_ranking: The same as `criterion="rank_correlation"`.
-        max_batch_size: Samples in a forward pass at most. Larger batches are split into micro-batches, and the update
-            is that of the whole batch, at the cost of holding its gradients (4 bytes a weight).
+        max_batch_size: Samples in a forward pass at most. Larger batches are split into micro-batches, and the
+            update is that of the whole batch, at the cost of holding its gradients (4 bytes a weight).
         learning_rate: None for 0.01 with SGD and 1e-4 with AdamW; of a function, for its own.
         use_sgd: SGD, whose step is taken inside the backward pass; False for AdamW.
         criterion: "window", "queue" or "rank_correlation".
@@ -163,22 +213,23 @@ def compute_early_bird_tickets(
             parameters to an optimizer of torch's, called with `lr` too if `learning_rate` is given. Overrides
             `use_sgd`.
         scheduler: A function from the torch optimizer to a learning rate scheduler, stepped once a step.
-        loss_fn: `loss_fn(logits, targets)` in place of the model's usual loss: a scalar, the mean over targets that
-            are not -100 (over samples if they are not integers), or a loss for each unit.
-        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: "auto" where
-            the model offers it, True, or False.
+        loss_fn: `loss_fn(logits, targets)` in place of the model's usual loss: a scalar, the mean over targets
+            that are not -100 (over samples if they are not integers), or a loss for each unit.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: "auto"
+            where the model offers it, True, or False.
         max_grad_norm: Gradients are scaled down to this norm, each tensor by itself; None for no clipping. Of a
             function's optimizer, by the norm of all together.
         momentum: Of SGD; takes the weights' bytes again.
         weight_decay: Of SGD and AdamW by name.
-        precision: How bf16 and fp16 weights take up small steps: "stochastic" rounding, "compensated" (the remainders
-            are kept, which takes the weights' bytes again), or "nearest", which loses them.
+        precision: How bf16 and fp16 weights take up small steps: "stochastic" rounding, "compensated" (the
+            remainders are kept, which takes the weights' bytes again), or "nearest", which loses them.
         nonfinite: At a loss or gradient that is not finite, "stop" with the last mask, or "skip" the batch.
         max_skipped: Share of the batches that may be skipped, one being allowed in any case; more of them stop.
         include: Widens what is prunable; see `prunable_parameters`.
         exclude: Narrows it.
-        run_dir: A folder for the run: after every check weights, optimizer, detector, random states and the place in
-            the data are written there. Called in the same way again after a kill, it goes on from the last check.
+        run_dir: A folder for the run: after every check weights, optimizer, detector, random states and the place
+            in the data are written there. Called in the same way again after a kill, it goes on from the last
+            check.
         resume: If False, a folder that holds a run already is an error.
         seed: Non-negative integer.
         progress: Show a bar on anything that takes over two seconds.
@@ -188,10 +239,10 @@ def compute_early_bird_tickets(
         An `EarlyBirdResults`, or a list of them in the order of the sparsities.
 
     Raises:
-        TrainingError: An argument out of range or two that contradict each other; no batches, or none that could be
-            trained on.
-        TrainingMemoryError: Memory that does not suffice for a single sample, or that ran out when some weights had
-            been updated.
+        TrainingError: An argument out of range or two that contradict each other; no batches, or none that could
+            be trained on.
+        TrainingMemoryError: Memory that does not suffice for a single sample, or that ran out when some weights
+            had been updated.
         DetectionError: A criterion, threshold or window that cannot be.
         SparsityError: A sparsity outside (0, 1).
         ParameterSelectionError: A pattern that matches nothing, or nothing to prune.
@@ -248,6 +299,13 @@ def compute_early_bird_tickets(
         max_skipped=max_skipped,
     )
     results = find_birds(
-        model, dataloader, settings, recipe, run_dir=run_dir, resume=resume, save_masks=save_masks, progress=progress
+        model,
+        dataloader,
+        settings,
+        recipe,
+        run_dir=run_dir,
+        resume=resume,
+        save_masks=save_masks,
+        progress=progress,
     )
     return results if isinstance(target_sparsity, Sequence) else results[0]

@@ -1,4 +1,4 @@
-"""The trainer against plain PyTorch loops: the same weights, whatever the batch is split into and whatever fails."""
+"""The trainer against plain PyTorch loops: the same weights, however the batch is split and whatever fails."""
 
 from __future__ import annotations
 
@@ -213,6 +213,50 @@ def test_more_than_the_share_stops():
             trainer.step(poisoned(1, 0)[0])
 
 
+class Steep(nn.Module):
+    """Its loss is finite; the gradient of one tensor, the first or the last to be reached, is not."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.steep, self.plain = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(3))
+        self.first = first
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        root = self.steep.square().sum().sqrt()
+        return (self.plain * inputs).sum(1) + root if self.first else (self.plain * (inputs + root)).sum(1)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", adamw])
+def test_a_gradient_that_is_not_finite_is_named_and_moves_nothing_of_its_own(kind):
+    model = Steep(first=True)
+    trainer = Trainer(model, optimizer_for(model, kind))
+    with training(model), pytest.raises(NonfiniteLossError, match="Step 1: the gradient of steep is not finite"):
+        trainer.step((torch.ones(2, 3), torch.ones(2)))
+    assert model.steep.tolist() == [0, 0, 0]
+    if kind is adamw:  # which sees all gradients before it moves
+        assert model.plain.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("max_batch_size", [None, 1])
+def test_gradients_that_are_not_finite_are_left_out(max_batch_size):
+    model = Steep(first=False)
+    trainer = Trainer(
+        model, optimizer_for(model), nonfinite="skip", max_skipped=1.0, max_batch_size=max_batch_size
+    )
+    with training(model):
+        assert trainer.step((torch.ones(2, 3), torch.ones(2))) is None
+    assert (trainer.progress.steps, trainer.progress.skipped, trainer.progress.units) == (0, 1, 0)
+    assert model.steep.tolist() == [0, 0, 0]
+
+
+def test_gradients_from_before_do_not_count():
+    ours, theirs = mlp(), mlp()
+    classes(ours, digits()[0]).backward()
+    trained(ours, digits())
+    trained(theirs, digits())
+    assert equal(ours, theirs.state_dict())
+
+
 def test_a_batch_of_ignored_labels_has_no_loss():
     model = mlp()
     trainer = Trainer(model, optimizer_for(model))
@@ -386,5 +430,5 @@ def test_state_goes_on_where_it_stood(kind):
 
 def test_a_scheduler_that_is_none_is_told():
     model = mlp()
-    with pytest.raises(TrainingError, match="scheduler is a function .* it returned int"):
+    with pytest.raises(TrainingError, match=r"scheduler is a function .* it returned int"):
         Trainer(model, optimizer_for(model), scheduler=lambda optimizer: 3)

@@ -53,6 +53,10 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raise TrainingError for what cannot be."""
         if self.trainer_fn is not None:
+            if not callable(self.trainer_fn):
+                raise TrainingError(
+                    f"trainer_fn is a function (model, dataloader, epochs), got {self.trainer_fn!r}."
+                )
             self._refuse_what_trainer_fn_does()
         check_count("max_batch_size", self.max_batch_size)
         if self.learning_rate is not None:
@@ -123,5 +127,5 @@ class Recipe:
         given = [name for name, unset in ours.items() if getattr(self, name) != unset]
         if given:
             raise TrainingError(
-                f"trainer_fn trains by itself, and {', '.join(given)} would say how. Leave them out, or trainer_fn."
+                f"trainer_fn trains by itself, and {', '.join(given)} would say how. Leave out one or the other."
             )

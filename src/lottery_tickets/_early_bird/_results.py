@@ -14,22 +14,22 @@ class EarlyBirdCheckpoint(TypedDict):
     Attributes:
         epoch: The epoch that was being trained, or has just been: 1 for the first, 0 for the look before training.
         step: Optimizer steps so far; None under `trainer_fn`.
-        distances: Distance to each mask that is kept, the newest of them last: the fraction of the bits that differ.
+        distances: To each mask that is kept, the newest of them last: the fraction of the bits that differ.
         layer_distances: Parameter name to the distance to the mask before, within this tensor; empty at the first.
         rank_correlation: Spearman correlation of the magnitudes with those at the check before; None unless the
             criterion asks for it.
-        moved_fraction: Share of the weights whose value is not what it was at the check before, from a sample; None at
-            the first.
+        moved_fraction: Share of the weights whose value is not what it was at the check before, from a sample;
+            None at the first.
         moved_error: Standard error of it.
-        null_distance: The distance to the mask before that the same movement would have given had it been spread at
-            random over the weights of each tensor; None at the first.
+        null_distance: The distance to the mask before that the same movement would have given had it been spread
+            at random over the weights of each tensor; None at the first.
         null_error: Standard error of it.
-        train_loss: Mean loss over the units (tokens, labels, samples) trained on since the check before; None where
-            nothing was.
+        train_loss: Mean loss over the units (tokens, labels, samples) trained on since the check before; None
+            where nothing was.
         seconds: Of training since the check before.
         check_seconds: Of this check.
-        peak_bytes: The most memory so far: of torch's allocations on an accelerator, else the resident memory of the
-            process; None where the system does not say.
+        peak_bytes: The most memory so far: of torch's allocations on an accelerator, else the resident memory of
+            the process; None where the system does not say.
     """
 
     epoch: int

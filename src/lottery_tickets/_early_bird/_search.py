@@ -23,7 +23,6 @@ from lottery_tickets.training import (
     DataOrder,
     Progress,
     Trainer,
-    devices_of,
     peak_bytes,
     restore_tensors,
     tensors_of,
@@ -78,6 +77,7 @@ class Search:
         self._random: RandomState | None = None
         self._since = Progress()  # what was trained since the check before
         self._clock = time.perf_counter()
+        self._seconds_training = self._seconds_checking = 0.0
 
     def run(self) -> None:
         """Train and look until there is a reason to stop."""
@@ -96,10 +96,20 @@ class Search:
             self._stop(str(error))
         if self.reason is None:
             self._stop(self._watch.ending())
+        self._tell_overhead()
 
     def _stop(self, reason: str) -> None:
         self.reason = reason
         self._save()
+
+    def _tell_overhead(self) -> None:
+        """How long the checks of this call have taken beside its training."""
+        if self._seconds_training:
+            share = self._seconds_checking / self._seconds_training
+            _log.info(
+                "%d checks took %.1f s, %.2f%% of the %.1f s of training",
+                *(self._watch.looks, self._seconds_checking, 100 * share, self._seconds_training),
+            )
 
     def results(self) -> list[EarlyBirdResults]:
         """What was found, by sparsity."""
@@ -187,6 +197,8 @@ class Search:
             for line in lines:
                 self._run.record(line)
         self._since = Progress()
+        self._seconds_training += now - self._clock
+        self._seconds_checking += time.perf_counter() - now
         self._save()
         self._clock = time.perf_counter()
 
@@ -202,7 +214,7 @@ class Search:
             "reason": self.reason,
             "trainer": encoded(trainer, others, "trainer"),
             "watch": encoded(self._watch.state(), others, "watch"),
-            "random": encoded(vars(RandomState.now(devices_of(self._model))), others, "random"),
+            "random": encoded(vars(RandomState.now()), others, "random"),
         }
         self._run.save(values, {"model": tensors_of(self._model), "others": others})
 

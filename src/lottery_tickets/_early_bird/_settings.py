@@ -60,21 +60,21 @@ def checked_settings(
     """The settings, or an error that names the argument."""
     if use_magnitude_ranking and criterion == "queue":
         raise TrainingError(
-            "use_magnitude_ranking=True asks for criterion='rank_correlation', and criterion says 'queue'. Leave one "
-            "of them out."
+            "use_magnitude_ranking=True asks for criterion='rank_correlation', and criterion says 'queue'. Leave "
+            "one of them out."
         )
     check_count("max_epochs", max_epochs)
     check_count("check_interval", check_interval)
     check_count("check_every_steps", check_every_steps)
     if check_every_steps is not None and check_interval != 1:
         raise TrainingError(
-            f"check_interval={check_interval} counts epochs and check_every_steps={check_every_steps} steps. Leave "
-            "one of them out."
+            f"check_interval={check_interval} counts epochs and check_every_steps={check_every_steps} steps. "
+            "Leave one of them out."
         )
     if check_every_steps is None and check_interval > max_epochs:
         raise TrainingError(
-            f"check_interval={check_interval} is more than max_epochs={max_epochs}, so no check would follow training. "
-            "Check more often or train longer."
+            f"check_interval={check_interval} is more than max_epochs={max_epochs}, so no check would follow "
+            "training. Check more often or train longer."
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise TrainingError(f"seed is a non-negative integer, got {seed!r}.")

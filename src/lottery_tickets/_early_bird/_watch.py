@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -71,7 +71,7 @@ class _Bird:
         masks = [mask_from(mask) for mask in state["masks"]]
         self.detector.load_state_dict(DetectorState(record=state["record"], masks=masks))
         names = EarlyBirdCheckpoint.__annotations__
-        self.checkpoints = [EarlyBirdCheckpoint(**{name: line[name] for name in names}) for line in lines]
+        self.checkpoints = [cast("EarlyBirdCheckpoint", {name: line[name] for name in names}) for line in lines]
 
     def result(self, ending: str, training: EarlyBirdTraining, criterion: Criterion) -> EarlyBirdResults:
         """What users get."""

@@ -22,7 +22,6 @@ from lottery_tickets.training import (
     DataOrder,
     Trainer,
     checkpointed,
-    devices_of,
     peak_bytes,
     structure_digest,
     training,
@@ -43,6 +42,11 @@ def find_birds(
     """A search from beginning to end; see `compute_early_bird_tickets`."""
     if save_masks and run_dir is None:
         raise TrainingError("save_masks=True keeps the masks in run_dir, and there is none. Give run_dir.")
+    if recipe.trainer_fn is not None and settings.check_every_steps is not None:
+        raise TrainingError(
+            f"trainer_fn trains whole epochs, so check_every_steps={settings.check_every_steps} cannot be kept. "
+            "Use check_interval."
+        )
     order = DataOrder(dataloader, settings.seed)
     watch = Watch(model, settings, Path(run_dir) / "masks" if save_masks and run_dir is not None else None)
     if recipe.trainer_fn is None and not any(parameter.requires_grad for parameter in model.parameters()):
@@ -52,7 +56,7 @@ def find_birds(
             EarlyBirdTraining(steps=0, skipped=0, mean_loss=None),
         )
     with ExitStack() as stack:
-        stack.enter_context(private_random_state(devices_of(model)))
+        stack.enter_context(private_random_state())
         run = None
         if run_dir is not None:
             told = configuration(model, order, settings, recipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-
-_Device = torch.device  # the class below has a field of torch's name
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +30,10 @@ class RandomState:
     cuda: dict[int, Tensor]
 
     @classmethod
-    def now(cls, devices: Iterable[_Device] = ()) -> RandomState:
-        """The present state; of the accelerators, those given."""
+    def now(cls) -> RandomState:
+        """The present state."""
         name, keys, *rest = np.random.get_state(legacy=True)
-        indices = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+        indices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
         return cls(
             python=random.getstate(),
             numpy=(name, [int(key) for key in keys], *rest),
@@ -50,13 +48,14 @@ class RandomState:
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch)
         for index, state in self.cuda.items():
-            torch.cuda.set_rng_state(state, index)
+            if index < torch.cuda.device_count():
+                torch.cuda.set_rng_state(state, index)
 
 
 @contextmanager
-def private_random_state(devices: Iterable[torch.device] = ()) -> Iterator[None]:
+def private_random_state() -> Iterator[None]:
     """Seeds and draws inside the block are not seen outside it."""
-    before = RandomState.now(devices)
+    before = RandomState.now()
     try:
         yield
     finally:

@@ -20,8 +20,8 @@ def checkpointed(model: nn.Module, checkpointing: Checkpointing = "auto") -> Ite
     """Gradient checkpointing inside the block, by the model's own means where it has them.
 
     A transformers model is asked to (`gradient_checkpointing_enable`, not reentrant); it does so in training mode
-    only. Of any other model the members of its module lists are checkpointed, in every mode. Either way the model
-    is as before afterwards.
+    only, and where it does already it is left alone. Of any other model the members of its module lists are
+    checkpointed, in every mode. Either way the model is as before afterwards.
 
     Args:
         model: Any module.
@@ -38,6 +38,8 @@ def checkpointed(model: nn.Module, checkpointing: Checkpointing = "auto") -> Ite
         raise TrainingError(f"gradient_checkpointing is 'auto', True or False; got {checkpointing!r}.")
     if checkpointing is False:
         yield False
+    elif getattr(model, "is_gradient_checkpointing", False):
+        yield True
     elif getattr(model, "supports_gradient_checkpointing", False):
         with _by_its_own_means(model):
             yield True
@@ -84,17 +86,19 @@ def blocks_of(model: nn.Module) -> list[Any]:
 def _by_its_own_means(model: Any) -> Iterator[None]:
     """A transformers model's own checkpointing, and whatever it sets, put back."""
     kept = [
-        (module, {name: vars(module)[name] for name in _SWITCHES if name in vars(module)})
-        for module in model.modules()
+        (module, {name: vars(module)[name] for name in _SET if name in vars(module)}) for module in model.modules()
     ]
+    # Its name until version 5, and the one that takes over.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable({"use_reentrant": False})
         yield
     finally:
+        model.disable_input_require_grads()
         for module, values in kept:
-            for name in _SWITCHES:
+            for name in _SET:
                 vars(module).pop(name, None)
             vars(module).update(values)
 
 
-_SWITCHES = ("gradient_checkpointing", "_gradient_checkpointing_func")
+_SET = ("gradient_checkpointing", "_gradient_checkpointing_func", "_require_grads_hooks", "_require_grads_hook")

@@ -162,7 +162,7 @@ class AfterBackward:
 
     def accumulate(self, loss: torch.Tensor) -> None:
         """Go back from a micro-batch's loss; gradients add up in `.grad`."""
-        torch.autograd.backward(loss, inputs=[one for _, one in self._named])
+        torch.autograd.backward(loss)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Go back from the loss, clip, step, and drop the gradients."""
@@ -271,13 +271,24 @@ class InBackward:
             one.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, with what rounding lost, the steps made and the seed."""
+        """The optimizer's state, with what rounding lost, the steps made and the seed.
+
+        Tensors are plain ones: of a state in 8 bits its codes, its scales and the map between them.
+
+        Raises:
+            TrainingError: Gradients are accumulated and not yet used.
+        """
         if self._passes.holds_gradients:
             raise TrainingError(
                 "State is saved between steps, but gradients are accumulated: call backward first."
             )
+        inner = self.optimizer.state_dict()
+        states = {
+            index: {name: _plain(value) for name, value in state.items()}
+            for index, state in inner["state"].items()
+        }
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {**inner, "state": states},
             "lost": dict(self._lost),
             "steps": self._steps,
             "seed": self._seed,
@@ -285,7 +296,12 @@ class InBackward:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        inner = state_dict["optimizer"]
+        states = {
+            index: {name: _packed(name, value) for name, value in state.items()}
+            for index, state in inner["state"].items()
+        }
+        self.optimizer.load_state_dict({**inner, "state": states})
         self._lost = {index: lost.clone() for index, lost in state_dict["lost"].items()}
         self._steps, self._seed = state_dict["steps"], state_dict["seed"]
 
@@ -312,6 +328,23 @@ class InBackward:
 
 def _nothing(like: torch.Tensor) -> torch.Tensor:
     return torch.empty(0, dtype=torch.float32, device=like.device)
+
+
+def _plain(value: Any) -> Any:
+    """A torchao state as a dict of plain tensors; anything else as it is."""
+    if not isinstance(value, torch.Tensor) or not hasattr(value, "__tensor_flatten__"):
+        return value
+    return {part: getattr(value, part) for part in value.__tensor_flatten__()[0]}
+
+
+def _packed(name: str, value: Any) -> Any:
+    """What `_plain` took apart."""
+    if not isinstance(value, dict):
+        return value
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    parts = {part: tensor.clone() for part, tensor in value.items()}
+    return OptimState8bit(**parts, signed=name == "exp_avg", dtype=torch.float32)
 
 
 def _adamw8bit(parameters: list[tuple[str, nn.Parameter]], *, lr: float, weight_decay: float) -> Any:

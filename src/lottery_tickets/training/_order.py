@@ -1,4 +1,4 @@
-"""The order of the data: of each epoch, whatever happened before it, so that a killed run sees what it would have."""
+"""The order of the data in each epoch, whatever came before it, so that a killed run goes on as it would have."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class DataOrder:
 
     Before an epoch is iterated, Python's, numpy's and torch's global random states are seeded, and with them the
     generators that the loader and its samplers have of their own; samplers with `set_epoch` are told the epoch.
+    What the workers of a loader with `persistent_workers=True` draw hangs on the epochs before, all the same.
 
     Args:
         dataloader: Batches of any usual form, or one batch.
@@ -57,13 +58,14 @@ class DataOrder:
             )
         if then is not None and skip:
             then.restore()
-        count = skip
-        for count, batch in enumerate(batches, skip + 1):
+        empty = not skip
+        for batch in batches:
+            empty = False
             yield batch
-        if not count:
+        if empty:
             raise TrainingError(
-                f"The dataloader gave no batches in epoch {number + 1}. One that can be iterated only once is spent "
-                "after the first: give a DataLoader or a list."
+                f"The dataloader gave no batches in epoch {number + 1}. One that can be iterated only once is "
+                "spent after the first: give a DataLoader or a list."
             )
 
     def seed(self, number: int) -> None:

@@ -199,7 +199,7 @@ def backward_pass(
         for index, parameter in wanted.items()
     ]
     try:
-        torch.autograd.backward(loss, retain_graph=keep, inputs=list(wanted.values()))
+        torch.autograd.backward(loss, retain_graph=keep)
     finally:
         for handle in handles:
             handle.remove()

@@ -37,8 +37,8 @@ def restore_tensors(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None
     ]
     if problems:
         raise TrainingError(
-            f"The state that was saved is not of this {type(model).__name__}: {', '.join(problems)}. Give the model "
-            "that the run was started with."
+            f"The state that was saved is not of this {type(model).__name__}: {', '.join(problems)}. Give the "
+            "model that the run was started with."
         )
     for name, tensor in saved.items():
         own[name].copy_(tensor)
@@ -46,6 +46,7 @@ def restore_tensors(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None
 
 def structure_digest(model: nn.Module) -> str:
     """sha256 over names, shapes and data types of parameters and buffers: equal for models that can take each
-    other's state."""
+    other's state.
+    """
     told = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors_of(model).items()]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()

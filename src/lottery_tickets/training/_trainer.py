@@ -56,8 +56,9 @@ class Progress:
 
 @contextmanager
 def training(model: nn.Module) -> Iterator[None]:
-    """Training mode; afterwards every submodule's own mode, and no gradients left behind."""
+    """Training mode; afterwards every submodule's own mode. Gradients are dropped, before and afterwards."""
     flags = [(module, module.training) for module in model.modules()]
+    _drop_gradients(model)
     try:
         model.train()
         with torch.enable_grad():
@@ -65,15 +66,14 @@ def training(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
-        for parameter in model.parameters():
-            parameter.grad = None
+        _drop_gradients(model)
 
 
 class Trainer:
     """Updates of a model's weights, one a batch.
 
-    The loss of a batch is the mean over its units (tokens, labels, samples), as transformers or torch would have it;
-    it is never clamped.
+    The loss of a batch is the mean over its units (tokens, labels, samples), as transformers or torch would have
+    it; it is never clamped.
 
     Args:
         model: Any module with parameters that require gradients.
@@ -113,10 +113,10 @@ class Trainer:
 
         Raises:
             NonfiniteLossError: A loss or gradient that is not finite, where such batches are not left out or have
-                become too many. A loss leaves weights and buffers as they were before the step; a gradient leaves its
-                own tensor so, and the message says if others had been updated before.
-            TrainingMemoryError: Memory that does not suffice for a single sample, or ran out when weights had already
-                moved.
+                become too many. A loss leaves weights and buffers as they were before the step; a gradient leaves
+                its own tensor so, and the message says if others had been updated before.
+            TrainingMemoryError: Memory that does not suffice for a single sample, or ran out when weights had
+                already moved.
             BatchError: A batch of an unknown form.
         """
         before = self._changing_buffers()
@@ -168,8 +168,8 @@ class Trainer:
                 self._refuse_if_moved(error, rows)
                 if rows == 1:
                     raise TrainingMemoryError(
-                        f"{self._where}: memory does not suffice for a single sample ({error}). Shorten the samples, "
-                        "or pass gradient_checkpointing=True."
+                        f"{self._where}: memory does not suffice for a single sample ({error}). Shorten the "
+                        "samples, or pass gradient_checkpointing=True."
                     ) from error
             # Out here the error is gone, and with it the frames that held the graph.
             self.optimizer.zero_grad()
@@ -220,9 +220,9 @@ class Trainer:
     def _refuse_if_moved(self, error: BaseException, rows: int) -> None:
         if self._updating and self.optimizer.moved:
             raise TrainingMemoryError(
-                f"{self._where}: memory ran out in the backward pass, when some weights had been updated already and "
-                "others not, so the model is not to be used. Begin again from its initial weights, or from run_dir, "
-                f"with max_batch_size below {rows} or gradient_checkpointing=True."
+                f"{self._where}: memory ran out in the backward pass, when some weights had been updated already "
+                "and others not, so the model is not to be used. Begin again from its initial weights, or from "
+                f"run_dir, with max_batch_size below {rows} or gradient_checkpointing=True."
             ) from error
 
     def _skip(self, what: str) -> None:
@@ -251,6 +251,11 @@ class Trainer:
             and name not in module._non_persistent_buffers_set
             and (buffer.is_floating_point() or buffer.numel() == 1)
         ]
+
+
+def _drop_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
 
 
 class _Saved(NamedTuple):

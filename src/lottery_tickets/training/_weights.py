@@ -14,8 +14,10 @@ from lottery_tickets.training._rounding import round_stochastically
 Precision = Literal["stochastic", "compensated", "nearest"]
 HALVES = (torch.bfloat16, torch.float16)
 
-# Elements computed at a time: some buffers of float32 of this length are all that an update adds to memory.
-BLOCK = 1 << 20
+# Elements computed at a time: some buffers of float32 of this length are all that an update adds to memory. On the
+# CPU they stay in its caches, and small ones leave no holes between gradients on the heap; elsewhere every block
+# costs a few launches.
+BLOCK, BLOCK_ELSEWHERE = 1 << 17, 1 << 24
 
 
 def check_precision(precision: str) -> None:
@@ -38,8 +40,10 @@ class Block:
 
 
 def blocks(*tensors: torch.Tensor, size: int | None = None) -> Iterator[Block]:
-    """Tensors of one shape, cut alike into views of about `size` elements (`BLOCK`)."""
-    size, first = BLOCK if size is None else size, tensors[0]
+    """Tensors of one shape, cut alike into views of about `size` elements."""
+    first = tensors[0]
+    if size is None:
+        size = BLOCK if first.is_cpu else BLOCK_ELSEWHERE
     if all(tensor.is_contiguous() for tensor in tensors):
         flat = [tensor.view(-1) for tensor in tensors]
         for start in range(0, first.numel(), size):

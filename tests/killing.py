@@ -1,0 +1,104 @@
+"""Searches in processes that kill themselves at a chosen moment; run as a script, it waits for orders.
+
+A moment is a number of calls that Python has made since the search began, so that it hangs on no clock. Each
+search is a child forked from this process, which has imported everything beforehand and computed nothing: threads
+that a computation leaves behind do not survive a fork, and what waits for them waits for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import lottery_tickets
+
+
+class Killer:
+    """The process that takes orders; a context manager."""
+
+    def __enter__(self) -> Killer:
+        source = str(Path(lottery_tickets.__file__).parents[1])
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def search(self, folder: Path, seed: int = 0, kill_at: int | None = None, **options: Any) -> dict[str, Any]:
+        """What a search came to.
+
+        Args:
+            folder: Of the run.
+            seed: Of the model's weights.
+            kill_at: The call before which the process is killed.
+            options: Of the search.
+
+        Returns:
+            "killed"; if it was not, "results" and the number of "calls" too.
+        """
+        order = {"folder": str(folder), "seed": seed, "kill_at": kill_at, "options": options}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+def _obey(order: dict[str, Any]) -> dict[str, Any]:
+    answer = Path(order["folder"]).with_suffix(".json")
+    answer.parent.mkdir(parents=True, exist_ok=True)
+    child = os.fork()
+    if child == 0:
+        try:
+            answer.write_text(json.dumps({"killed": False, **_run(order)}))
+            os._exit(0)
+        finally:
+            sys.stderr.flush()
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return {"killed": True}
+    assert os.WEXITSTATUS(status) == 0
+    return json.loads(answer.read_text())
+
+
+def _run(order: dict[str, Any]) -> dict[str, Any]:
+    from test_early_bird import mlp, search, told
+
+    search(max_epochs=1)  # what is imported and compiled when it is first used does not count
+    calls, kill_at, model = count(), order["kill_at"], mlp(order["seed"])
+
+    def counted(*_: object) -> None:
+        if next(calls) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(counted)
+    results = search(model, run_dir=order["folder"], **order["options"])
+    sys.setprofile(None)
+    return {"results": told(results), "calls": next(calls)}
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    import torch._dynamo  # torch's optimizers import it when the first is made
+
+    import test_early_bird  # noqa: F401
+    from lottery_tickets import _kernels  # noqa: F401
+
+    for line in sys.stdin:
+        print(json.dumps(_obey(json.loads(line))), flush=True)
