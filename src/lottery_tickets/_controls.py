@@ -16,7 +16,7 @@ from lottery_tickets._statistics import Interval, share_interval
 from lottery_tickets.errors import EvaluationError
 from lottery_tickets.masks import Mask, held
 from lottery_tickets.runs import private_random_state
-from lottery_tickets.training import DataOrder, Trainer, devices_of, make_optimizer, restore_tensors, training
+from lottery_tickets.training import DataOrder, Trainer, make_optimizer, restore_tensors, training
 
 
 class Trained(TypedDict):
@@ -77,7 +77,7 @@ def train_side_by_side(
     """
     found = {}
     bar = tqdm(total=epochs * len(masks), desc="training", unit=" epochs", delay=2, disable=not progress)
-    with bar, private_random_state(devices_of(model)):
+    with bar, private_random_state():
         for name, mask in masks.items():
             restore_tensors(model, initial)
             optimizer = make_optimizer("sgd", model.named_parameters(), lr=learning_rate, momentum=momentum)
