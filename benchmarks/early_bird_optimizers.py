@@ -4,11 +4,11 @@
 
 For each network and seed, SGD, SGD with momentum and AdamW start from the same initial weights, see the same
 batches in the same order, and each draws its ticket when its mask has settled. Tickets are compared pair by pair:
-Dice overlap, and its excess over chance as a share of what chance leaves, (overlap - chance) / (1 - chance), which
-is 0 for independent masks of the same layer densities and 1 for equal ones. Two things to hold it against: the same
-optimizer with the data in another order, and the mask of the initial weights, which all three start from. Then
-every ticket, the dense network and random masks of the tickets' layer densities are trained from the initial weights
-by one recipe, and tested.
+Dice overlap, and its excess over chance as a share of what chance leaves, (overlap - chance) / (1 - chance),
+which is 0 for independent masks of the same layer densities and 1 for equal ones. Two things to hold it against:
+the same optimizer with the data in another order, and the mask of the initial weights, which all three start from.
+Then every ticket, the dense network and random masks of the tickets' layer densities are trained from the initial
+weights by one recipe, and tested.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from _common import machine, write_results
 from lottery_tickets import Mask, compute_ticket_overlap, create_magnitude_mask
 from lottery_tickets._controls import train_side_by_side
-from lottery_tickets._vision import DATASETS, NETWORKS
 from lottery_tickets.early_bird import compute_early_bird_tickets
 from lottery_tickets.training import restore_tensors, tensors_of
+from lottery_tickets.vision import DATASETS, NETWORKS
 
 SPARSITY = 0.5
 BATCH_SIZE = 64

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from lottery_tickets import _vision, prunable_parameters
-from lottery_tickets._vision import FASHION, NETWORKS, fashion_mnist
-from lottery_tickets._vision import mnist as split_digits
+from lottery_tickets import prunable_parameters, vision
 from lottery_tickets.errors import CheckpointError
+from lottery_tickets.vision import FASHION, NETWORKS, fashion_mnist
+from lottery_tickets.vision import mnist as split_digits
 
 
 @pytest.mark.parametrize(("name", "weights"), [("lenet-300-100", 266_200), ("batchnorm-cnn", 70_064)])
@@ -45,7 +45,7 @@ def test_idx_files_are_read_and_damaged_ones_refused(tmp_path: Path, monkeypatch
     for part, count in (("train", 7), ("t10k", 3)):
         write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", draw.integers(0, 256, (count, 28, 28)))
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", np.arange(count))
-    monkeypatch.setattr(_vision, "FASHION", tmp_path)
+    monkeypatch.setattr(vision, "FASHION", tmp_path)
     images = fashion_mnist()
     assert images.train_inputs.shape == (7, 1, 28, 28)
     assert images.test_labels.tolist() == [0, 1, 2]
@@ -53,7 +53,7 @@ def test_idx_files_are_read_and_damaged_ones_refused(tmp_path: Path, monkeypatch
     damaged.write_bytes(gzip.compress(gzip.decompress(damaged.read_bytes())[:-1]))
     with pytest.raises(CheckpointError, match="train-images"):
         fashion_mnist()
-    monkeypatch.setattr(_vision, "FASHION", tmp_path / "nowhere")
+    monkeypatch.setattr(vision, "FASHION", tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="dataset-fashion-mnist"):
         fashion_mnist()
 

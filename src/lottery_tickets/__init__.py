@@ -10,6 +10,7 @@ are what it is made of, and a module imports only from the floors below its own:
     importance_pruning                scores -> mask
     evaluation                        model, mask, data -> quality
     robustness                        model, data -> loss over sparsities
+    vision                            small networks and images to try things on
     overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
     large_models                      checkpoint folders, tensor by tensor
     gradients                         gradients of single samples, made in the backward pass and forgotten

@@ -114,9 +114,9 @@ def early_bird(
 ) -> Report:
     """Train a model until its magnitude mask has settled, and save the mask as a ticket.
 
-    Checks draw the mask and compare it with those before. A run that was killed goes on from its last check when the
-    same command is given again. RUN gets early-bird-SPARSITY.safetensors, results.json, and the run's own state in
-    RUN/state, which may be deleted afterwards.
+    Checks draw the mask and compare it with those before. A run that was killed goes on from its last check when
+    the same command is given again. RUN gets early-bird-SPARSITY.safetensors, results.json, and the run's own
+    state in RUN/state, which may be deleted afterwards.
     """
     check_names(model, data)
     sparsities = sorted(set(sparsity or (0.5,)))

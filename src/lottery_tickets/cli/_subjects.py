@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lottery_tickets._vision import DATASETS, NETWORKS
 from lottery_tickets.errors import EvaluationError
+from lottery_tickets.vision import DATASETS, NETWORKS
 
 if TYPE_CHECKING:
     import torch
