@@ -5,8 +5,8 @@
 In float32 on the World English Bible: scores from 16 sequences of 128 tokens past the first chapters, which the
 model has by heart; perplexity on windows of 256 tokens from the middle. Every criterion draws with one threshold
 for all weights, with one per tensor (per output row where that is the criterion's own way) and 2:4; magnitude
-draws with all of them. --without-costly leaves out GraSP (a second backward pass a batch) and SynFlow (100 rounds).
-Seconds and memory are of scoring and drawing in this process, as `lottery-tickets compare` measures them.
+draws with all of them. --without-costly leaves out GraSP (a second backward pass a batch) and SynFlow (a hundred
+rounds). Seconds and memory are of scoring and drawing in this process, as `lottery-tickets compare` measures them.
 """
 
 from __future__ import annotations
