@@ -209,8 +209,8 @@ def restoring_text(results: Results) -> str:
     name, perplexity = min(results["by_tensor"].items(), key=lambda item: item[1])
     at_low, at_high = results["tensor_sparsities"][name]
     plain, inside = (number(results["tickets"][one]) for one in (low, high))
-    return f"""Under one threshold by {results["criterion"]} the ticket of {low} does worse than that of {high}, which
-lies inside it (perplexity {plain} and {inside}). It fails by a single tensor: with
+    return f"""Under one threshold by {results["criterion"]} the ticket of {low} does worse than that of {high},
+which lies inside it (perplexity {plain} and {inside}). It fails by a single tensor: with
 `{name}` made dense again, its perplexity is {number(perplexity)}. It
 removes {at_low:.1%} of that tensor, the other {at_high:.1%}. Scores rank weights as if each went alone, and say
 nothing of what those that go together do. Perplexity of the ticket of {low} with some tensors made dense:"""
