@@ -647,7 +647,7 @@ def test_a_plot_is_drawn(compared: list[object], tmp_path: Path) -> None:
     succeed(*compared, "-s", 0.3, "-s", 0.6, "--plot", tmp_path / "c.svg")
     drawn = (tmp_path / "c.svg").read_text()
     assert drawn.startswith("<?xml")
-    for label in ("dense", "magnitude, global", "fisher, layer"):
+    for label in ("dense", "magnitude", "fisher", "global", "layer", "tiny on words.txt"):
         assert f"<!-- {label} -->" in drawn
     assert "the suffix names the format, one of" in fail(*compared, "--plot", tmp_path / "c.txt")
 
