@@ -23,7 +23,7 @@ from _common import MIB, machine, write_results
 from lottery_tickets._data import model_folder, text_file
 from lottery_tickets.cli._calibration import Excerpt, kept_apart
 from lottery_tickets.cli._comparison import Comparison, Row
-from lottery_tickets.cli._criteria import CRITERIA, Criterion, criterion_of
+from lottery_tickets.cli._criteria import Criterion, criterion_of
 from lottery_tickets.cli._spreads import Spread
 from lottery_tickets.large_models import load_model, load_tokenizer
 
@@ -36,6 +36,7 @@ SPARSITIES = (0.3, 0.5)
 PATTERN = "2:4"
 HYBRID = "magnitude+fisher"
 COSTLY = ("grasp", "synflow")
+NAMES = ("magnitude", "wanda", "grad_norm", "taylor", "fisher", "obd", "snip", *COSTLY)
 
 
 def ways_of(criterion: Criterion) -> list[tuple[Criterion, Spread]]:
@@ -111,7 +112,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16, help="sequences of the calibration text")
     chosen = parser.parse_args()
     console = Console()
-    criteria = [one for one in CRITERIA.values() if not (chosen.without_costly and one.name in COSTLY)]
+    criteria = [criterion_of(name) for name in NAMES if not (chosen.without_costly and name in COSTLY)]
     criteria.append(criterion_of(HYBRID))
     windows, samples = (2, 2) if chosen.quick else (chosen.windows, chosen.samples)
     if chosen.quick:

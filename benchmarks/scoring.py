@@ -165,7 +165,8 @@ def main() -> None:
     chosen = parser.parse_args()
     console = Console()
     repeats, criteria = (1, CRITERIA[:1]) if chosen.quick else (3, CRITERIA)
-    results = json.loads((RESULTS / "scoring.json").read_text()) if chosen.only else {}
+    kept = RESULTS / "scoring.json"
+    results = json.loads(kept.read_text()) if chosen.only and kept.exists() else {}
     results |= {
         "model": "SmolLM2-135M-Instruct, float32",
         "sequences": SEQUENCES,
@@ -176,7 +177,8 @@ def main() -> None:
         results |= measure_time(chosen.batch_size, repeats, criteria)
     if chosen.only != "time":
         results |= measure_memory(chosen.batch_size, repeats, criteria)
-    console.print(table(results))
+    if {"median_seconds", "median_peak_bytes"} <= results.keys():
+        console.print(table(results))
     if chosen.quick:
         console.print(machine())
     else:
