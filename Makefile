@@ -41,7 +41,9 @@ docs: $(INSTALLED) ## Serve the documents on localhost
 bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/measurements.md
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/criteria.py
+	$(BIN)/python benchmarks/restoring.py
 	$(BIN)/python benchmarks/tables.py
 
 clean: ## Remove everything the targets made in the tree

@@ -1,25 +1,35 @@
 """What importance scores cost: Fisher, Taylor and grad_norm of SmolLM2-135M against plain training steps.
 
-    python benchmarks/scoring.py [--quick]
+    python benchmarks/scoring.py [--quick] [--batch-size N] [--only time|memory]
 
 All see the same 16 sequences of 128 tokens in float32, at one batch size. The plain step is forward, transformers'
 own loss and `loss.backward()` for every parameter. Time is interleaved medians; memory is the peak above the
-loaded model, each in a fresh process, in which everything has run once before on a few tokens, so that compiled
-and cached code does not count. Bars: at most 1.35 times the plain step's time; at most its memory plus the sums'
+loaded model, the median of fresh processes. Everything has run once before on a few tokens, so that compiled and
+cached code does not count. Bars: at most 1.35 times the plain step's time; at most its memory plus the sums'
 bytes less those of the gradients that are not held, and with the sums on disk less than its memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from _common import MIB, interleaved, machine, medians, peak_bytes_in_fresh_process, write_results
+from _common import (
+    MIB,
+    RESULTS,
+    interleaved,
+    machine,
+    medians,
+    peak_bytes_in_fresh_process,
+    write_results,
+)
 from lottery_tickets import prunable_parameters
 from lottery_tickets._data import model_folder, text_file
 from lottery_tickets.importance_scoring import compute_gradient_importance
@@ -61,53 +71,66 @@ def scores(model: torch.nn.Module, batches: Batches, criterion: str, store: str)
     return compute_gradient_importance(model, batches, criterion, store=store, progress=False)  # type: ignore[call-overload]
 
 
+def few_tokens(batches: Batches) -> Batches:
+    """What everything is run on beforehand."""
+    return [{"input_ids": batches[0]["input_ids"][:1, :8]}]
+
+
 def prepare(what: str, store: str, size: int) -> Callable[[], object]:
     """A plain step or a criterion, for a fresh process."""
     model, batches = load_model(), load_batches(size)
-    small = [{"input_ids": batches[0]["input_ids"][:1, :8]}]
 
     def work(data: Batches) -> object:
         return plain_steps(model, data) if what == "plain" else scores(model, data, what, store)
 
-    work(small)
+    work(few_tokens(batches))
     model.zero_grad(set_to_none=True)
     return lambda: work(batches)
 
 
-def measure(size: int, repeats: int, criteria: tuple[str, ...]) -> dict[str, Any]:
-    """All figures at one batch size."""
+def measure_time(size: int, repeats: int, criteria: tuple[str, ...]) -> dict[str, Any]:
+    """Seconds of everything, taking turns."""
     model, batches = load_model(), load_batches(size)
-    work: dict[str, Callable[[], object]] = {"plain": lambda: plain_steps(model, batches)}
+    work: dict[str, Callable[[Batches], object]] = {"plain": lambda data: plain_steps(model, data)}
     for criterion in criteria:
-        work[criterion] = lambda criterion=criterion: scores(model, batches, criterion, "cpu")
-        work[f"{criterion}, disk"] = lambda criterion=criterion: scores(model, batches, criterion, "disk")
+        work[criterion] = lambda data, criterion=criterion: scores(model, data, criterion, "cpu")
+        work[f"{criterion}, disk"] = lambda data, criterion=criterion: scores(model, data, criterion, "disk")
     for function in work.values():
-        function()
-    seconds = interleaved(work, repeats)
+        function(few_tokens(batches))
+    seconds = interleaved({name: partial(function, batches) for name, function in work.items()}, repeats)
     typical = medians(seconds)
-    peaks = {"plain": peak_bytes_in_fresh_process(prepare, "plain", "", size)}
-    for criterion in criteria:
-        peaks[criterion] = peak_bytes_in_fresh_process(prepare, criterion, "cpu", size)
-        peaks[f"{criterion}, disk"] = peak_bytes_in_fresh_process(prepare, criterion, "disk", size)
-    sums = sum(weight.numel() * 4 for weight in prunable_parameters(model).values())
-    gradients = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     return {
-        "model": "SmolLM2-135M-Instruct, float32",
-        "sequences": SEQUENCES,
-        "length": LENGTH,
-        "batch_size": size,
+        "machine_when_timed": machine(),
         "repeats": repeats,
         "seconds": seconds,
         "median_seconds": typical,
         "time_ratios": {name: value / typical["plain"] for name, value in typical.items()},
         "slowest_over_fastest": {name: max(values) / min(values) for name, values in seconds.items()},
         "time_bar": TIME_BAR,
+    }
+
+
+def measure_memory(size: int, processes: int, criteria: tuple[str, ...]) -> dict[str, Any]:
+    """Peaks, medians over processes: what an allocator keeps varies from one to the next."""
+    runs = {"plain": ("plain", ""), **{one: (one, "cpu") for one in criteria}}
+    runs |= {f"{one}, disk": (one, "disk") for one in criteria}
+    peaks = {
+        name: [peak_bytes_in_fresh_process(prepare, *run, size) for _ in range(processes)]
+        for name, run in runs.items()
+    }
+    typical = medians(peaks)
+    model = load_model()
+    sums = sum(weight.numel() * 4 for weight in prunable_parameters(model).values())
+    gradients = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return {
+        "processes": processes,
         "peak_bytes": peaks,
+        "median_peak_bytes": typical,
         "sums_bytes": sums,
         "gradients_bytes": gradients,
         "allowed_peak_bytes": {
-            name: peaks["plain"] + (0 if name.endswith("disk") else sums - gradients)
-            for name in peaks
+            name: typical["plain"] + (0 if name.endswith("disk") else sums - gradients)
+            for name in typical
             if name != "plain"
         },
     }
@@ -125,9 +148,9 @@ def table(results: dict[str, Any]) -> Table:
             name,
             f"{seconds:.2f} s",
             f"x {results['time_ratios'][name]:.3f}",
-            "" if name == "plain" else f"x {TIME_BAR}",
+            f"x {TIME_BAR}" if name in CRITERIA else "",
             f"{results['slowest_over_fastest'][name]:.2f}",
-            f"{results['peak_bytes'][name] / MIB:.0f} MiB",
+            f"{results['median_peak_bytes'][name] / MIB:.0f} MiB",
             "" if allowed is None else f"{allowed / MIB:.0f} MiB",
         )
     return shown
@@ -137,16 +160,30 @@ def main() -> None:
     """Run, print, write benchmarks/results/scoring.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="Fisher only, one round, nothing written")
-    quick = parser.parse_args().quick
+    parser.add_argument("--batch-size", type=int, default=SEQUENCES, help="sequences a batch")
+    parser.add_argument("--only", choices=("time", "memory"), help="measure this half anew, keep the other")
+    chosen = parser.parse_args()
     console = Console()
-    sizes, repeats = ((16,), 1) if quick else ((16, 4), 5)
-    results = {f"batches of {size}": measure(size, repeats, CRITERIA[:1] if quick else CRITERIA) for size in sizes}
-    for one in results.values():
-        console.print(table(one))
-    if quick:
+    repeats, criteria = (1, CRITERIA[:1]) if chosen.quick else (3, CRITERIA)
+    kept = RESULTS / "scoring.json"
+    results = json.loads(kept.read_text()) if chosen.only and kept.exists() else {}
+    results |= {
+        "model": "SmolLM2-135M-Instruct, float32",
+        "sequences": SEQUENCES,
+        "length": LENGTH,
+        "batch_size": chosen.batch_size,
+    }
+    if chosen.only != "memory":
+        results |= measure_time(chosen.batch_size, repeats, criteria)
+    if chosen.only != "time":
+        results |= measure_memory(chosen.batch_size, repeats, criteria)
+    if {"median_seconds", "median_peak_bytes"} <= results.keys():
+        console.print(table(results))
+    if chosen.quick:
         console.print(machine())
     else:
-        console.print(f"written to {write_results('scoring', results)}")
+        measured = {key: value for key, value in results.items() if key not in ("date", "machine")}
+        console.print(f"written to {write_results('scoring', measured)}")
 
 
 if __name__ == "__main__":

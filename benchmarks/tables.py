@@ -23,7 +23,9 @@ Results = dict[str, Any]
 
 def page() -> str:
     """The whole page, in Markdown."""
-    selection, evaluation, criteria = (load(name) for name in ("selection", "evaluation", "criteria"))
+    selection, evaluation, scoring, criteria, restoring = map(
+        load, ("selection", "evaluation", "scoring", "criteria", "restoring")
+    )
     dense = criteria["dense"]["perplexity"]
     return f"""# Measurements
 
@@ -56,6 +58,22 @@ dense loss being known, against the plain loop of the dense model over the same 
 
 {machine_line(evaluation)}
 
+## Scores from gradients
+
+`compute_gradient_importance` of {scoring["model"]}, {scoring["sequences"]} sequences of
+{scoring["length"]} tokens in batches of {scoring["batch_size"]}, against forward and `loss.backward()` over the
+same batches, as training does them. Every sequence's own gradient is looked at. Times are medians of
+{scoring["repeats"]} interleaved runs; memory is the peak above the loaded model, medians of as many processes.
+It may be what the plain step takes, plus the sums' {scoring["sums_bytes"] / MIB:.0f} MiB if in memory, less
+the {scoring["gradients_bytes"] / MIB:.0f} MiB of gradients that the plain step holds and scoring does not.
+
+{scoring_table(scoring)}
+
+The rest is what autograd keeps of the forward pass, which grows with the tokens of a batch: smaller batches and
+`checkpoint_activations=True` shrink it. The bar on time is for sums in memory.
+
+{machine_line(scoring)}
+
 ## Criteria beside each other
 
 Tickets of {criteria["model"]}, judged on the same {criteria["windows"]} windows of {criteria["context"]}
@@ -71,10 +89,17 @@ tensors they do not compare. obd and taylor weigh a gradient by the weight that 
 not, so they rank how far the loss follows a weight, not what its removal costs, and alone they prune badly. snip
 takes the magnitude after the mean over samples, where gradients cancel.
 
+### Why the smaller ticket can be the worse one
+
+{restoring_text(restoring)}
+
+{restoring_table(restoring)}
+
+### Intervals and costs
+
 With their {criteria["confidence"]:.0%} intervals over windows, and with what they cost: seconds, of which those of
 scoring come first and serve every row of a criterion, those of drawing second; and how far the resident memory of
-the process rose above the loaded model, the scores themselves being four bytes a weight. GraSP and SynFlow cost
-the most and are left out; `python benchmarks/criteria.py --all` takes them in.
+the process rose above the loaded model, the scores themselves being four bytes a weight.
 
 {criteria_table(criteria)}
 
@@ -140,6 +165,26 @@ def evaluation_table(results: Results) -> str:
     )
 
 
+def scoring_table(results: Results) -> str:
+    """Time and memory of each criterion beside the plain step and the bars."""
+    lines = [
+        "| | time | against plain | at most | peak memory | at most |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, seconds in results["median_seconds"].items():
+        allowed = results["allowed_peak_bytes"].get(name)
+        cells = [
+            "forward and backward" if name == "plain" else name.replace(", disk", ', `store="disk"`'),
+            f"{seconds:.2f} s",
+            f"x {results['time_ratios'][name]:.3f}",
+            f"x {results['time_bar']}" if allowed is not None and "disk" not in name else "",
+            f"{results['median_peak_bytes'][name] / MIB:.0f} MiB",
+            "" if allowed is None else f"{allowed / MIB:.0f} MiB",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def perplexity_table(results: Results) -> str:
     """A row for each criterion, a column for each way to spread and each sparsity."""
     found = {(row["criterion"], place(row)): row["quality"]["perplexity"] for row in results["rows"]}
@@ -156,6 +201,28 @@ def place(row: Results) -> str:
     """Heading of the column that a row's perplexity stands in."""
     target = row["target_sparsity"]
     return str(row["spread"]) if target is None else f"{row['spread']} {target}"
+
+
+def restoring_text(results: Results) -> str:
+    """What the table of restored tensors shows."""
+    low, high = (str(sparsity) for sparsity in results["sparsities"])
+    name, perplexity = min(results["by_tensor"].items(), key=lambda item: item[1])
+    at_low, at_high = results["tensor_sparsities"][name]
+    plain, inside = (number(results["tickets"][one]) for one in (low, high))
+    return f"""Under one threshold by {results["criterion"]} the ticket of {low} does worse than that of {high},
+which lies inside it (perplexity {plain} and {inside}). It fails by a single tensor: with
+`{name}` made dense again, its perplexity is {number(perplexity)}. It
+removes {at_low:.1%} of that tensor, the other {at_high:.1%}. Scores rank weights as if each went alone, and say
+nothing of what those that go together do. Perplexity of the ticket of {low} with some tensors made dense:"""
+
+
+def restoring_table(results: Results) -> str:
+    """Perplexity by what was made dense."""
+    lines = ["| made dense | perplexity |", "| --- | ---: |", f"| everything | {number(results['dense'])} |"]
+    lines.append(f"| nothing | {number(results['tickets'][str(results['sparsities'][0])])} |")
+    for part in ("by_kind", "by_blocks", "by_tensor"):
+        lines += [f"| {label} | {number(value)} |" for label, value in results[part].items()]
+    return "\n".join(lines)
 
 
 def criteria_table(results: Results) -> str:

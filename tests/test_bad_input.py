@@ -45,10 +45,12 @@ from lottery_tickets.errors import (
     MaskMismatchError,
     ParameterSelectionError,
     RunFolderError,
+    ScoreError,
     SparsityError,
     TrainingError,
     WeightsError,
 )
+from lottery_tickets.importance_scoring import compute_gradient_importance, compute_hybrid_importance
 
 
 def net() -> nn.Module:
@@ -291,6 +293,46 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: create_importance_mask(whole(), 0.5, keep="best"),
         SparsityError,
         "keep is 'largest' or 'smallest', .* got 'best'",
+    ),
+    "unknown importance": (
+        lambda: compute_gradient_importance(net(), BATCH, "fish"),
+        ScoreError,
+        r"importance_type is one of \('grad_norm', .* got 'fish'",
+    ),
+    "scores of no sample": (
+        lambda: compute_gradient_importance(net(), [], num_samples=None),
+        ScoreError,
+        "The dataloader gave no batches; one that can be gone through only once",
+    ),
+    "half a sample": (
+        lambda: compute_gradient_importance(net(), BATCH, num_samples=0.5),
+        ScoreError,
+        "num_samples is a positive integer or None for all, got 0.5",
+    ),
+    "sums in no known place": (
+        lambda: compute_gradient_importance(net(), BATCH, store="tape"),
+        ScoreError,
+        "store is 'cpu', 'disk', 'device' or a path, got 'tape'",
+    ),
+    "scores of a loss that is not finite": (
+        lambda: compute_gradient_importance(net_with(float("nan")), BATCH),
+        ScoreError,
+        "Batch 0, sample 0: the loss is nan.* Leave the sample out",
+    ),
+    "hybrid of nothing": (
+        lambda: compute_hybrid_importance(net(), BATCH, {}),
+        ScoreError,
+        "give at least one criterion and its factor",
+    ),
+    "hybrid with a stranger": (
+        lambda: compute_hybrid_importance(net(), BATCH, {"grasp": 1.0}),
+        ScoreError,
+        "'grasp' is no criterion of a hybrid; there are",
+    ),
+    "hybrid that counts backwards": (
+        lambda: compute_hybrid_importance(net(), BATCH, {"fisher": -1.0}),
+        ScoreError,
+        "The factor of 'fisher' is a positive number, got -1.0",
     ),
     "unknown allocation": (
         lambda: create_magnitude_mask(net(), 0.5, allocation="er"),

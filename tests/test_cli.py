@@ -363,11 +363,94 @@ def test_score_writes_the_scores_of_the_library(model: Path, text: Path, scores:
         "calibration_start": "0",
         "samples": "6",
         "context": "16",
+        "batch_size": "4",
         "seed": "0",
     }
     assert "there already" in fail(
         "score", model, "--criterion", "fisher", "--data", text, *SHORT, "-o", scores.parent
     )
+
+
+def test_sums_on_disk_are_the_file_of_scores(
+    model: Path, text: Path, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["score", model, "--criterion", "fisher", "--data", text, *SHORT, "--store", "disk", "-o", tmp_path]
+    report = succeed(*options)
+    assert list(tmp_path.iterdir()) == [tmp_path / "fisher.safetensors"]
+    (found, metadata), (expected, described) = read_scores(tmp_path / "fisher.safetensors"), read_scores(scores)
+    assert metadata == described
+    assert all(torch.equal(found[name], score) for name, score in expected.items())
+    layers = report["scores"][0]["layers"]
+    assert {name: float(score.max()) for name, score in found.items()} == {
+        name: layer["largest"] for name, layer in layers.items()
+    }
+    before = (tmp_path / "fisher.safetensors").read_bytes()
+
+    def broken(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("lottery_tickets._score_files.label_scores", broken)
+    assert "disk full" in fail(*options, "--force", "--quiet")
+    assert list(tmp_path.iterdir()) == [tmp_path / "fisher.safetensors"]
+    assert (tmp_path / "fisher.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("criterion", "options", "function", "arguments"),
+    [
+        ("taylor-squared", [], "taylor", {"order": "squared"}),
+        ("fisher-true", ["--seed", 3], "fisher", {"kind": "true", "seed": 3}),
+        ("fisher-batch", [], "fisher", {"kind": "batch"}),
+        ("fisher", ["--gradient-clip", 0.5], "fisher", {"gradient_clip": 0.5}),
+        ("obd", ["--chunk-size", 500, "--store", "device"], "obd", {}),
+        ("snip", ["--checkpoint-activations"], "snip", {"checkpoint_activations": True}),
+        (
+            "magnitude+0.5fisher-true",
+            ["--store", "disk", "--seed", 3],
+            "hybrid",
+            {"weights": {"magnitude": 1.0, "fisher": 0.5}, "options": {"fisher": {"kind": "true"}}, "seed": 3},
+        ),
+    ],
+)
+def test_score_passes_its_choices_on(
+    *,
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    criterion: str,
+    options: list[object],
+    function: str,
+    arguments: Any,
+) -> None:
+    succeed("score", model, "--criterion", criterion, "--data", text, *SHORT, *options, "-o", tmp_path, "--quiet")
+    found, metadata = read_scores(tmp_path / f"{criterion}.safetensors")
+    batches = Excerpt(text, 16, 6).batches(load_tokenizer(model), 4)
+    compute = getattr(importance_scoring, f"compute_{function}_importance")
+    expected = compute(load(model, torch.float32), batches, **arguments, progress=False)
+    assert all(torch.equal(found[name], score) for name, score in expected.items())
+    assert metadata["criterion"] == criterion
+    assert metadata.get("gradient_clip") == (
+        str(arguments["gradient_clip"]) if "gradient_clip" in arguments else None
+    )
+
+
+def test_synflow_goes_in_as_many_rounds_as_it_is_told(model: Path, tmp_path: Path) -> None:
+    succeed("score", model, "--criterion", "synflow", "--rounds", 2, "-o", tmp_path)
+    found, metadata = read_scores(tmp_path / "synflow.safetensors")
+    expected = importance_scoring.compute_synflow_importance(load(model, torch.float32), rounds=2, progress=False)
+    assert all(torch.equal(found[name], score) for name, score in expected.items())
+    assert metadata["rounds"] == "2"
+
+
+def test_mask_calibrates_from_where_it_is_told(model: Path, text: Path, tmp_path: Path) -> None:
+    options = ["--criterion", "wanda", "--calibration", text, *SHORT, "--calibration-start", 600]
+    succeed("mask", model, *options, "-s", 0.5, "-o", tmp_path, "--quiet")
+    windows = text_windows(load_tokenizer(model), text, 16, count=6, start=600)
+    dense = load(model, torch.float32)
+    ranks = importance_scoring.compute_wanda_importance(dense, windows, progress=False)
+    ticket = Mask.load(tmp_path / "wanda-0.5.safetensors")
+    assert ticket == create_importance_mask(ranks, 0.5, model=dense, scope="row", progress=False)
+    assert ticket.metadata["calibration_start"] == "600"
 
 
 @pytest.mark.filterwarnings("ignore:Layer collapse")
@@ -429,7 +512,7 @@ def test_what_cannot_be_met_shows_before_scores_are_computed(
     "name",
     # SynFlow takes a hundred rounds of any model.
     [pytest.param(name, marks=[pytest.mark.slow] * (name == "synflow")) for name in CRITERIA]
-    + ["magnitude+0.5fisher"],
+    + ["magnitude+0.5fisher", "taylor-squared+fisher-batch"],
 )
 def test_every_criterion_draws(model: Path, text: Path, tmp_path: Path, name: str) -> None:
     source = ["--calibration", text, *SHORT] if criterion_of(name).needs_text else []
@@ -564,7 +647,7 @@ def test_a_plot_is_drawn(compared: list[object], tmp_path: Path) -> None:
     succeed(*compared, "-s", 0.3, "-s", 0.6, "--plot", tmp_path / "c.svg")
     drawn = (tmp_path / "c.svg").read_text()
     assert drawn.startswith("<?xml")
-    for label in ("dense", "magnitude, global", "fisher, layer"):
+    for label in ("dense", "magnitude", "fisher", "global", "layer", "tiny on words.txt"):
         assert f"<!-- {label} -->" in drawn
     assert "the suffix names the format, one of" in fail(*compared, "--plot", tmp_path / "c.txt")
 
@@ -702,6 +785,23 @@ def test_an_error_is_one_line(
         "compare m --allocation a*=0.5 --text x",
         "compare m --criteria , --text x",
         "compare m --scope layer --pattern 2:4 --text x",
+        "mask m -s 0.5 --criterion fisher+fisher-true --calibration x -o x",
+        "mask m -s 0.5 --calibration-start 9 -o x",
+        "mask m -s 0.5 --store disk -o x",
+        "mask m -s 0.5 --criterion wanda --calibration x --chunk-size 9 -o x",
+        "mask m -s 0.5 --criterion fisher --calibration x --rounds 9 -o x",
+        "mask m -s 0.5 --scores x --gradient-clip 1 -o x",
+        "mask m -s 0.5 --scores x --calibration-start 1 -o x",
+        "score m --criterion wanda --data x --checkpoint-activations -o x",
+        "score m --criterion fisher --data x --store tape -o x",
+        "score m --criterion fisher --data x --store disk --chunk-size 9 -o x",
+        "score m --criterion fisher --data x --chunk-size 0 -o x",
+        "score m --criterion fisher --data x --gradient-clip 0 -o x",
+        "score m --criterion fisher --data x --gradient-clip nan -o x",
+        "score m --criterion fisher-batch --data x --gradient-clip 1 -o x",
+        "score m --criterion synflow --rounds 0 -o x",
+        "compare m --criteria magnitude,wanda --store device --text x",
+        "compare m --criteria fisher,magnitude+fisher-batch --gradient-clip 1 --text x",
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -18,6 +19,35 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 def test_measurements_are_those_of_the_result_files():
     page = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["page"]
     assert (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8") == page()
+
+
+def test_what_is_concluded_of_the_criteria_is_what_was_measured():
+    """The sentences of docs/importance-scores.md under "Which one", in their order."""
+    results = json.loads((ROOT / "benchmarks" / "results" / "criteria.json").read_text(encoding="utf-8"))
+    found = {
+        (row["criterion"], row["spread"], row["target_sparsity"]): row["quality"]["perplexity"]
+        for row in results["rows"]
+    }
+
+    def better(one: str, other: str, places: list[tuple[str, float | None]]) -> bool:
+        return all(found[(one, *place)] < found[(other, *place)] for place in places)
+
+    tensors = [(spread, sparsity) for spread in ("global", "layer") for sparsity in (0.3, 0.5)]
+    rows, pattern = [("row", 0.3), ("row", 0.5)], [("2:4", None)]
+    everywhere = tensors + pattern
+    assert better("obd", "magnitude", everywhere)
+    assert better("wanda", "magnitude", rows + pattern)
+    assert all(found["wanda", "row", sparsity] < found["wanda", "global", sparsity] for sparsity in (0.3, 0.5))
+    assert better("magnitude", "fisher", everywhere)
+    assert better("magnitude", "grad_norm", everywhere)
+    assert better("obd", "fisher", everywhere)
+    assert better("taylor", "grad_norm", everywhere)
+    for place in [("layer", 0.3), *pattern]:
+        assert found[("taylor", *place)] < 1.1 * found[("obd", *place)]
+    assert better("obd", "taylor", everywhere)
+    assert better("obd", "snip", everywhere)
+    assert better("magnitude+fisher", "magnitude", everywhere)
+    assert better("magnitude+fisher", "fisher", everywhere)
 
 
 @pytest.mark.parametrize("page", AROUND + PAGES, ids=lambda page: page.name)

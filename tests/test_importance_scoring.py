@@ -511,6 +511,21 @@ def test_bfloat16_weights_are_summed_in_float32(name: str) -> None:
     expected = {name: scoring.mean([one[name] ** 2 for one in samples]) for name in weights}
     singly = [scoring.row(batch, row) for batch in batches for row in range(scoring.rows(batch))]
     assert scoring.error(compute_fisher_importance(model, singly), expected) < TOLERANCE
+    w = {name: weight.detach().double() for name, weight in weights.items()}
+    mean = {name: scoring.mean([one[name] for one in samples]) for name in w}
+    for scores, slow in (
+        (
+            compute_gradient_norm_importance(model, singly),
+            {name: scoring.mean([one[name].abs() for one in samples]) for name in w},
+        ),
+        (
+            compute_taylor_importance(model, singly),
+            {name: scoring.mean([(w[name] * one[name]).abs() for one in samples]) for name in w},
+        ),
+        (compute_obd_importance(model, singly), {name: w[name] ** 2 * expected[name] / 2 for name in w}),
+        (compute_snip_importance(model, singly), {name: (w[name] * mean[name]).abs() for name in w}),
+    ):
+        assert scoring.error(scores, slow) < TOLERANCE
     # In batches bfloat16 rounds other sums.
     assert scoring.error(compute_fisher_importance(model, batches), expected) < 0.05
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}

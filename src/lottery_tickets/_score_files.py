@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +22,8 @@ _log = logging.getLogger(__name__)
 FORMAT = "lottery_tickets.scores"
 FORMAT_VERSION = "1"
 _RESERVED = ("format", "format_version", "library_version")
+_ALIGNMENT = 64  # bytes; what the header grows by is a multiple, so that tensors lie as well as they did
+_BLOCK = 1 << 23
 
 
 def write_scores(
@@ -40,15 +44,52 @@ def write_scores(
         ({'fc.weight': tensor([[1., 1.],
                 [1., 1.]])}, {'criterion': 'fisher'})
     """
-    header = {
+    with replacing(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in scores.items()},
+            temporary,
+            _header(metadata),
+        )
+    _log.info("wrote %s: scores of %d tensors", path, len(scores))
+
+
+def label_scores(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
+    """Say in a safetensors file that its tensors are scores, and what to know about them, as `write_scores` does.
+
+    The file is changed in place: its data moves on by what the header grows, in blocks, so tensors that are mapped
+    from it are to be mapped anew.
+
+    Args:
+        path: Float32 tensors, such as the library's `store=path` leaves.
+        metadata: What to know about them.
+    """
+    with Path(path).open("r+b") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(start - 8))
+        text = json.dumps({"__metadata__": _header(metadata), **entries}).encode()
+        text += b" " * (-(len(text) + 8 - start) % _ALIGNMENT)
+        _move(file, start, 8 + len(text))
+        file.seek(0)
+        file.write(len(text).to_bytes(8, "little") + text)
+
+
+def _move(file: BinaryIO, start: int, target: int) -> None:
+    """Move what stands behind one place of a file behind a later one, the end first."""
+    end = file.seek(0, os.SEEK_END)
+    for first in reversed(range(start, end, _BLOCK)):
+        file.seek(first)
+        block = file.read(min(_BLOCK, end - first))
+        file.seek(first - start + target)
+        file.write(block)
+
+
+def _header(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {
         **metadata,
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "library_version": version("lottery-tickets"),
     }
-    with replacing(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in scores.items()}, temporary, header)
-    _log.info("wrote %s: scores of %d tensors", path, len(scores))
 
 
 def read_scores(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -88,6 +88,41 @@ def test_groups_follow_each_other_along_the_inputs(layer, input_dim):
     assert torch.equal(scored["weight"], mask)
 
 
+KINDS = ["Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "Conv1D"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(patterns, st.sampled_from(KINDS), st.integers(1, 2), st.integers(1, 2), st.integers(1, 3), st.data())
+def test_exactly_n_of_every_m_inputs_of_any_layer_and_dtype(pattern, kind, times, groups, kernel, data):
+    """An output's inputs, at one place of the kernel, in groups of M: N of each stay."""
+    kept, group = pattern
+    inputs, outputs = group * times, data.draw(st.integers(1, 4))
+    if kind == "Linear":
+        layer, groups = nn.Linear(inputs, outputs), 1
+    elif kind == "Conv1D":
+        layer, groups = pytest.importorskip("transformers.pytorch_utils").Conv1D(outputs, inputs), 1
+    else:
+        layer = getattr(nn, kind)(inputs * groups, outputs * groups, kernel, groups=groups)
+    layer.to(data.draw(st.sampled_from(DTYPES)))
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.mul(4).round())  # ties, zeros of both signs
+    model = nn.Sequential(layer)
+    scores = {"0.weight": layer.weight.detach().abs()}
+    for mask in (
+        create_magnitude_mask(model, None, pattern=f"{kept}:{group}")["0.weight"],
+        create_importance_mask(scores, None, pattern=f"{kept}:{group}", model=model)["0.weight"],
+    ):
+        if kind == "Conv1D":
+            seen = mask.t()
+        elif "Transpose" in kind:  # (inputs of all groups, outputs of one, kernel)
+            seen = torch.cat([part.transpose(0, 1) for part in mask.chunk(groups)])
+        else:
+            seen = mask
+        assert seen.shape[:2] == (outputs * groups, inputs)
+        counts = seen.movedim(1, -1).reshape(-1, group).sum(dim=1)
+        assert counts.tolist() == [kept] * len(counts)
+
+
 def test_groups_of_transformers_conv1d_lie_along_dimension_0():
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D(6, 8)
     mask = create_magnitude_mask(conv1d, None, pattern="1:4")["weight"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,15 @@ from lottery_tickets.cli._arguments import (
     model_name,
 )
 from lottery_tickets.cli._calibration import BatchSizeOption, Excerpt, SamplesOption, kept_apart
+from lottery_tickets.cli._computing import (
+    CheckpointOption,
+    ChunkSizeOption,
+    ClipOption,
+    Computing,
+    RoundsOption,
+    StoreName,
+    StoreOption,
+)
 from lottery_tickets.cli._criteria import CRITERIA, HYBRIDS, Criterion, criterion_of
 from lottery_tickets.cli._shell import Report, Session, command, new_table, number, strict, with_interval
 from lottery_tickets.cli._spreads import ALLOCATIONS, Remainder, RemainderOption, Scope, Spread
@@ -81,6 +91,11 @@ def compare(
     batch_size: BatchSizeOption = 8,
     confidence: Annotated[float, typer.Option(help="Coverage of the intervals, in (0, 1).")] = 0.95,
     seed: Annotated[int, typer.Option(min=0, help="Of criteria that draw at random.")] = 0,
+    store: StoreOption = StoreName.cpu,
+    chunk_size: ChunkSizeOption = None,
+    checkpoint_activations: CheckpointOption = False,
+    gradient_clip: ClipOption = None,
+    rounds: RoundsOption = None,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
     output: Annotated[
@@ -100,6 +115,8 @@ def compare(
     one ends where the later one begins. Seconds and memory are those of scoring and drawing.
     """
     chosen = _criteria(criteria)
+    computing = Computing(seed, store.value, chunk_size, checkpoint_activations, gradient_clip, rounds)
+    computing.check(chosen)
     if (scope or allocation) and pattern and not sparsity:
         raise typer.BadParameter("say how much a scope or an allocation removes", param_hint="--sparsity")
     sparsities = list(dict.fromkeys(sparsity or [])) or ([] if pattern else [0.5])
@@ -133,7 +150,7 @@ def compare(
         [(one, spread) for one in chosen for spread in spreads],
         sparsities,
         confidence,
-        seed,
+        computing,
         session.progress,
         session.note,
     )
@@ -147,9 +164,9 @@ def compare(
         "windows": len(windows),
         "context": context,
         "start": test.start,
-        "calibration": _calibration_data(source) if batches else None,
+        "calibration": {**_calibration_data(source), "batch_size": batch_size} if batches else None,
+        "computing": asdict(computing),
         "confidence": confidence,
-        "seed": seed,
         "dense": None,
         "rows": [],
     }

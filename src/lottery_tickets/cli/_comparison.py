@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, TypedDict
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lottery_tickets._batches import BatchLoss, evaluating, measure
 from lottery_tickets._quality import ticket_quality
+from lottery_tickets.cli._computing import Computing
 from lottery_tickets.cli._criteria import Criterion, compute_scores
 from lottery_tickets.cli._meter import Cost, metered
 from lottery_tickets.cli._spreads import Spread, draw, rehearse
@@ -66,7 +67,7 @@ class Comparison:
         ways: Criteria, each with where the removed weights lie; those of one criterion stand together.
         sparsities: Each with every way that is not a pattern.
         confidence: Coverage of the intervals.
-        seed: Of criteria that draw at random.
+        computing: How scores are computed.
         progress: Show bars.
         note: Takes a line on what was done.
     """
@@ -77,7 +78,7 @@ class Comparison:
     ways: Sequence[tuple[Criterion, Spread]]
     sparsities: Sequence[float]
     confidence: float = 0.95
-    seed: int = 0
+    computing: Computing = field(default_factory=Computing)
     progress: bool = False
     note: Callable[[str], None] = lambda _: None
 
@@ -120,7 +121,7 @@ class Comparison:
             return None, Cost(0.0, 0, 0 if self._device.type == "cuda" else None)
         scores, cost = metered(
             lambda: compute_scores(
-                criterion, self.model, self.calibration, seed=self.seed, progress=self.progress
+                criterion, self.model, self.calibration, self.computing, progress=self.progress
             ),
             self._device,
         )

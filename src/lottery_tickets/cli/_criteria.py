@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from lottery_tickets.cli._computing import Computing
+
 Scorer = Callable[..., "dict[str, torch.Tensor]"]
 
 
@@ -25,37 +27,67 @@ class Criterion:
         name: What the command line calls it.
         about: What it ranks by, for tables.
         scorer: Name of the function in `importance_scoring`; None where weights rank by themselves.
+        options: What the function is told to make this criterion of its family.
+        family: What hybrids know the criterion by; None where they take it for no member.
+        by_gradients: It sums over gradients, and takes what bounds the sums.
+        in_rounds: It goes in rounds.
         needs_text: Whether scores come from data.
         scope: What is compared unless the user says: all weights, or those of an output row.
         keep: Which end of the scores stays.
-        factors: Of a hybrid, its criteria and what their ranks are multiplied by.
+        members: Of a hybrid, its criteria and what their ranks are multiplied by.
     """
 
     name: str
     about: str
     scorer: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
+    family: str | None = None
+    by_gradients: bool = False
+    in_rounds: bool = False
     needs_text: bool = True
     scope: str = "global"
     keep: Literal["largest", "smallest"] = "largest"
-    factors: tuple[tuple[str, float], ...] = ()
+    members: tuple[tuple[Criterion, float], ...] = ()
+
+    @property
+    def looks_at_batches(self) -> bool:
+        """Whether its gradients are those of batches, so that no sample's can be clipped."""
+        return ("kind", "batch") in self.options or any(one.looks_at_batches for one, _ in self.members)
+
+
+def _by_gradients(name: str, about: str, family: str, scorer: str, **options: str) -> Criterion:
+    return Criterion(name, about, scorer, tuple(options.items()), family, by_gradients=True)
 
 
 _ALL = (
-    Criterion("magnitude", "|w|", needs_text=False),
-    Criterion("wanda", "|w| times the norm of its input", "compute_wanda_importance", scope="row"),
-    Criterion("grad_norm", "mean |dL/dw|", "compute_gradient_norm_importance"),
-    Criterion("taylor", "mean |w dL/dw|", "compute_taylor_importance"),
-    Criterion("fisher", "mean (dL/dw)^2", "compute_fisher_importance"),
-    Criterion("obd", "w^2 mean (dL/dw)^2 / 2", "compute_obd_importance"),
-    Criterion("snip", "|w dL/dw| of one batch", "compute_snip_importance"),
+    Criterion("magnitude", "|w|", family="magnitude", needs_text=False),
+    Criterion("wanda", "|w| times the norm of its input", "compute_wanda_importance", family="wanda", scope="row"),
+    _by_gradients("grad_norm", "mean |dL/dw|", "grad_norm", "compute_gradient_norm_importance"),
+    _by_gradients("taylor", "mean |w dL/dw|", "taylor", "compute_taylor_importance"),
+    _by_gradients("taylor-squared", "mean (w dL/dw)^2", "taylor", "compute_taylor_importance", order="squared"),
+    _by_gradients("fisher", "mean (dL/dw)^2", "fisher", "compute_fisher_importance"),
+    _by_gradients(
+        "fisher-true", "the same, labels drawn from the model", "fisher", "compute_fisher_importance", kind="true"
+    ),
+    _by_gradients(
+        "fisher-batch", "(dL/dw)^2 of whole batches", "fisher", "compute_fisher_importance", kind="batch"
+    ),
+    _by_gradients("obd", "w^2 mean (dL/dw)^2 / 2", "obd", "compute_obd_importance"),
+    _by_gradients("snip", "|w dL/dw| of one batch", "snip", "compute_snip_importance"),
     Criterion("grasp", "-w (Hg), the largest going first", "compute_grasp_importance", keep="smallest"),
-    Criterion("synflow", "synaptic flow, by order of removal", "compute_synflow_importance", needs_text=False),
+    Criterion(
+        "synflow",
+        "synaptic flow, by order of removal",
+        "compute_synflow_importance",
+        in_rounds=True,
+        needs_text=False,
+    ),
 )
 HYBRIDS = "Sums of ranks are written magnitude+0.5fisher."
-_MEMBER = re.compile(r"(\d+(?:\.\d+)?)?([a-z_]+)")
+_MEMBER = re.compile(r"(\d+(?:\.\d+)?)?([a-z_-]+)")
 CRITERIA: Mapping[str, Criterion] = {criterion.name: criterion for criterion in _ALL}
 # SynFlow's scores are places in an order already, and GraSP's rank downwards: a hybrid takes neither.
-_SUMMABLE = [one.name for one in _ALL if one.name not in ("grasp", "synflow")]
+_SUMMABLE = [one.name for one in _ALL if one.family is not None]
 
 
 def criterion_of(name: str) -> Criterion:
@@ -66,19 +98,25 @@ def criterion_of(name: str) -> Criterion:
 
     Example:
         >>> from lottery_tickets.cli._criteria import criterion_of
-        >>> criterion_of("0.5magnitude+fisher").factors
-        (('magnitude', 0.5), ('fisher', 1.0))
+        >>> [(member.name, factor) for member, factor in criterion_of("0.5magnitude+fisher-true").members]
+        [('magnitude', 0.5), ('fisher-true', 1.0)]
     """
     if name in CRITERIA:
         return CRITERIA[name]
     found = [_MEMBER.fullmatch(part) for part in name.split("+")]
-    factors = tuple((part[2], float(part[1] or 1)) for part in found if part and part[2] in _SUMMABLE)
-    if len(dict(factors)) < max(2, len(found)):  # several, all known, none twice
+    members = tuple((CRITERIA[part[2]], float(part[1] or 1)) for part in found if part and part[2] in _SUMMABLE)
+    if len({one.family for one, _ in members}) < max(2, len(found)):  # several, all known, no family twice
         raise typer.BadParameter(
             f"{name!r} is not one of {', '.join(CRITERIA)}, nor several of {', '.join(_SUMMABLE)} "
-            "joined by plus signs, each with its factor before it if that is not 1."
+            "joined by plus signs, no two of one kind, each with its factor before it if that is not 1."
         )
-    return Criterion(name, "sum of ranks", "compute_hybrid_importance", factors=factors)
+    return Criterion(
+        name,
+        "sum of ranks",
+        "compute_hybrid_importance",
+        by_gradients=any(one.by_gradients for one, _ in members),
+        members=members,
+    )
 
 
 def criterion_option(description: str) -> Any:
@@ -92,17 +130,28 @@ def compute_scores(
     criterion: Criterion,
     model: nn.Module,
     batches: Sequence[Mapping[str, torch.Tensor]],
+    how: Computing,
     *,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
-    seed: int = 0,
     progress: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Scores of a criterion that has a scorer, from all the samples of the batches."""
     assert criterion.scorer is not None, criterion
     scorer: Scorer = getattr(import_module("lottery_tickets.importance_scoring"), criterion.scorer)
     options: dict[str, Any] = {"include": include, "exclude": exclude, "progress": progress}
+    if criterion.in_rounds:
+        options |= how.for_rounds()
     if not criterion.needs_text:
         return scorer(model, **options)
-    data: tuple[Any, ...] = (batches, dict(criterion.factors)) if criterion.factors else (batches,)
-    return scorer(model, *data, num_samples=None, seed=seed, **options)
+    options |= {"num_samples": None, "seed": how.seed}
+    if not criterion.members:
+        return scorer(model, batches, **options, **_own(criterion, how))
+    families = {str(one.family): factor for one, factor in criterion.members}
+    told = {str(one.family): _own(one, how) for one, _ in criterion.members}
+    return scorer(model, batches, families, options=told, **options)
+
+
+def _own(criterion: Criterion, how: Computing) -> dict[str, Any]:
+    """What no other family takes."""
+    return dict(criterion.options) | (how.for_gradients() if criterion.by_gradients else {})

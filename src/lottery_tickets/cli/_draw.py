@@ -24,6 +24,15 @@ from lottery_tickets.cli._arguments import (
     model_name,
 )
 from lottery_tickets.cli._calibration import BatchSizeOption, SamplesOption
+from lottery_tickets.cli._computing import (
+    CheckpointOption,
+    ChunkSizeOption,
+    ClipOption,
+    Computing,
+    RoundsOption,
+    StoreName,
+    StoreOption,
+)
 from lottery_tickets.cli._criteria import CRITERIA, Criterion, criterion_option
 from lottery_tickets.cli._scoring import Calibration, read_scored, score_model
 from lottery_tickets.cli._shell import Report, Session, command, new_table
@@ -89,10 +98,19 @@ def mask(
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="UTF-8 text that scores are computed from.")
     ] = None,
+    calibration_start: Annotated[
+        int | None,
+        typer.Option(min=0, help="Character at which the calibration text begins.", show_default="0"),
+    ] = None,
     samples: SamplesOption = 128,
     context: Annotated[int, typer.Option(min=2, help="Tokens per sequence of the calibration text.")] = 512,
     batch_size: BatchSizeOption = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of criteria that draw at random.")] = 0,
+    store: StoreOption = StoreName.cpu,
+    chunk_size: ChunkSizeOption = None,
+    checkpoint_activations: CheckpointOption = False,
+    gradient_clip: ClipOption = None,
+    rounds: RoundsOption = None,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
     other_weights: OtherWeightsOption = False,
@@ -105,6 +123,10 @@ def mask(
     """
     sparsities = sparsity or []
     _check_usage(sparsities, pattern, criterion, scores, calibration)
+    if calibration is None and calibration_start is not None:
+        raise typer.BadParameter("of which text?", param_hint="--calibration-start")
+    computing = Computing(seed, store.value, chunk_size, checkpoint_activations, gradient_clip, rounds)
+    computing.check([criterion or CRITERIA["magnitude"]])
     spread = Spread(
         scope.value if scope else None,
         parsed_allocation(allocation),
@@ -130,8 +152,12 @@ def mask(
     )
     if saved is None and chosen.scorer:
         rehearse(dense, chosen, sparsities, spread, include=include, exclude=exclude)
-        text = None if calibration is None else Calibration(calibration, samples, context, batch_size, seed)
-        saved = score_model(session, dense, folder, chosen, text, include=include, exclude=exclude)
+        text = (
+            None
+            if calibration is None
+            else Calibration(calibration, samples, context, batch_size, calibration_start or 0)
+        )
+        saved = score_model(session, dense, folder, chosen, text, computing, include=include, exclude=exclude)
     masks = draw(
         *(dense, saved.scores if saved else None, chosen, sparsities, spread),
         include=include,

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lottery_tickets._atomic import replacing
 from lottery_tickets.errors import EvaluationError, MissingExtraError
 
-_SHIFT = 0.001  # of points that would lie on each other, sideways
+_COLUMNS = 4
+_COLOURS = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#d55e00",
+    "#cc79a7",
+    "#56b4e9",
+    "#8a7700",
+    "#333333",
+)  # Okabe and Ito's
 _MARKERS = "osD^v<>Pp*hX"
+_BESIDE = 0.35  # of the distance between two sparsities: points of several criteria stand beside each other
 
 
 def check_plot(path: Path) -> None:
@@ -27,44 +39,86 @@ def check_plot(path: Path) -> None:
 
 
 def write_plot(path: Path, data: Mapping[str, Any]) -> None:
-    """Perplexity over sparsity, a line for each criterion and spread, with intervals.
+    """Perplexity over sparsity: a panel for each spread, a line for each criterion, with intervals.
 
     Args:
         path: Its suffix names the format.
         data: What `compare` reports.
     """
-    figure = figure_class()(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    dense = data["dense"]
-    axes.axhline(dense["perplexity"], color="black", linewidth=1, linestyle=":", label="dense")
-    if dense["perplexity_interval"] is not None:
-        axes.axhspan(*dense["perplexity_interval"], color="black", alpha=0.08, linewidth=0)
-    criteria = list(dict.fromkeys(row["criterion"] for row in data["rows"]))
     spreads = list(dict.fromkeys(row["spread"] for row in data["rows"]))
-    series = [(criterion, spread) for criterion in criteria for spread in spreads]
-    for place, (criterion, spread) in enumerate(series):
-        rows = [row for row in data["rows"] if (row["criterion"], row["spread"]) == (criterion, spread)]
-        if rows:
-            axes.errorbar(
-                [row["quality"]["sparsity"] + _SHIFT * (place - len(series) / 2) for row in rows],
-                [row["quality"]["perplexity"] for row in rows],
-                yerr=_errors(rows),
-                color=f"C{criteria.index(criterion) % 10}",
-                marker=_MARKERS[spreads.index(spread) % len(_MARKERS)],
-                linestyle="-" if spreads.index(spread) == 0 else "--",
-                markersize=5,
-                linewidth=1,
-                capsize=2,
-                label=f"{criterion}, {spread}",
-            )
-    axes.set_yscale("log")
-    axes.set_xlabel("sparsity (share of the prunable weights removed)")
-    axes.set_ylabel(f"perplexity, with {data['confidence']:.0%} intervals over windows")
-    axes.set_title(f"{data['model']} on {Path(data['text']).name}")
-    axes.grid(visible=True, which="both", alpha=0.2)
-    figure.legend(loc="outside right upper", fontsize="small")
+    criteria = list(dict.fromkeys(row["criterion"] for row in data["rows"]))
+    columns = min(len(spreads), _COLUMNS)
+    lines = -(-len(spreads) // columns)
+    figure = figure_class()(figsize=(2 + 2.4 * columns, 1 + 3.4 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for panel, spread in zip(panels, spreads, strict=False):
+        _draw_panel(panel, [row for row in data["rows"] if row["spread"] == spread], criteria, data["dense"])
+        panel.set_title(spread, fontsize="medium")
+    for panel in panels[len(spreads) :]:
+        panel.remove()
+    _number_axis(panels[0], data)
+    figure.supxlabel("sparsity: share of the prunable weights removed", fontsize="medium")
+    figure.supylabel(f"perplexity, {data['confidence']:.0%} intervals over windows", fontsize="medium")
+    figure.suptitle(f"{data['model']} on {Path(data['text']).name}", fontsize="large")
+    handles = {
+        label: handle
+        for panel in panels[: len(spreads)]
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    order = [label for label in ("dense", *criteria) if label in handles]
+    figure.legend(
+        [handles[label] for label in order], order, loc="outside right center", frameon=False, fontsize="small"
+    )
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.removeprefix(".").lower(), dpi=150)
+        figure.savefig(temporary, format=path.suffix.removeprefix(".").lower(), dpi=200)
+
+
+def _draw_panel(
+    panel: Any, rows: Sequence[Mapping[str, Any]], criteria: Sequence[str], dense: Mapping[str, Any]
+) -> None:
+    """One spread."""
+    panel.axhline(dense["perplexity"], color="black", linewidth=1, linestyle="--", label="dense")
+    if dense["perplexity_interval"] is not None:
+        panel.axhspan(*dense["perplexity_interval"], color="black", alpha=0.08, linewidth=0)
+    # To a thousandth: rounding moves a total by a weight, and is no other sparsity.
+    places = sorted({round(row["quality"]["sparsity"], 3) for row in rows})
+    gap = min((high - low for low, high in itertools.pairwise(places)), default=0.2)
+    here = [name for name in criteria if any(row["criterion"] == name for row in rows)]
+    for place, name in enumerate(here):
+        mine = sorted(
+            (row for row in rows if row["criterion"] == name), key=lambda row: row["quality"]["sparsity"]
+        )
+        turn = criteria.index(name)
+        panel.errorbar(
+            [row["quality"]["sparsity"] + gap * _BESIDE * ((place + 0.5) / len(here) - 0.5) for row in mine],
+            [row["quality"]["perplexity"] for row in mine],
+            yerr=_errors(mine),
+            color=_COLOURS[turn % len(_COLOURS)],
+            marker=_MARKERS[turn % len(_MARKERS)],
+            markersize=4.5,
+            linewidth=1.2,
+            elinewidth=0.8,
+            capsize=1.5,
+            label=name,
+        )
+    panel.set_xlim(places[0] - gap / 2, places[-1] + gap / 2)
+    panel.set_xticks(places, [f"{place:g}" for place in places])
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="y", alpha=0.25, linewidth=0.6)
+
+
+def _number_axis(panel: Any, data: Mapping[str, Any]) -> None:
+    """A logarithmic axis with whole numbers beside it, that all panels share."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    found = [data["dense"]["perplexity"], *(row["quality"]["perplexity"] for row in data["rows"])]
+    narrow = max(found) < 100 * min(found)
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=20))
+    panel.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else f"{value:.0e}")
+    )
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _errors(rows: list[Mapping[str, Any]]) -> list[list[float]] | None:

@@ -21,8 +21,17 @@ from lottery_tickets.cli._arguments import (
     model_name,
 )
 from lottery_tickets.cli._calibration import BatchSizeOption, SamplesOption
+from lottery_tickets.cli._computing import (
+    CheckpointOption,
+    ChunkSizeOption,
+    ClipOption,
+    Computing,
+    RoundsOption,
+    StoreName,
+    StoreOption,
+)
 from lottery_tickets.cli._criteria import Criterion, criterion_option
-from lottery_tickets.cli._scoring import Calibration, Scored, score_model
+from lottery_tickets.cli._scoring import Calibration, Scored, score_into
 from lottery_tickets.cli._shell import Report, Session, command, new_table
 
 
@@ -31,6 +40,8 @@ from lottery_tickets.cli._shell import Report, Session, command, new_table
     "score",
     "lottery-tickets score ./my-model --criterion fisher --data book.txt -o scores",
     "lottery-tickets score ./my-model --criterion taylor --criterion wanda --data book.txt --samples 32 -o scores",
+    "lottery-tickets score ./large-model --criterion fisher --data book.txt --store disk --checkpoint-activations "
+    "--batch-size 1 -o scores",
 )
 def score(
     session: Session,
@@ -45,6 +56,11 @@ def score(
     start: Annotated[int, typer.Option(min=0, help="Characters of the text to skip at its beginning.")] = 0,
     batch_size: BatchSizeOption = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of criteria that draw at random.")] = 0,
+    store: StoreOption = StoreName.cpu,
+    chunk_size: ChunkSizeOption = None,
+    checkpoint_activations: CheckpointOption = False,
+    gradient_clip: ClipOption = None,
+    rounds: RoundsOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     dtype: DtypeOption = Dtype.auto,
@@ -54,9 +70,12 @@ def score(
     """Compute importance scores of a model's prunable weights: a file for each criterion, four bytes a weight.
 
     The files are called CRITERION.safetensors and say which weights and which text they come from; 'mask --scores'
-    draws tickets from them, any number, without the model going through the text again.
+    draws tickets from them, any number, without the model going through the text again. With '--store disk' sums
+    over gradients lie in the file itself, so that scores need not fit in memory.
     """
     chosen = list(dict.fromkeys(criterion))
+    computing = Computing(seed, store.value, chunk_size, checkpoint_activations, gradient_clip, rounds)
+    computing.check(chosen)
     for one in chosen:
         if one.scorer is None:
             raise typer.BadParameter(f"{one.name} ranks the weights as they are", param_hint="--criterion")
@@ -67,7 +86,6 @@ def score(
     if existing and not force:
         raise FileExistsError(f"{', '.join(existing)}: there already; --force replaces, -o names another folder.")
 
-    from lottery_tickets._score_files import write_scores
     from lottery_tickets.large_models import compute_weights_digest, load_model, resolve_model
 
     folder = resolve_model(model)
@@ -77,15 +95,20 @@ def score(
     output.mkdir(parents=True, exist_ok=True)
     written = []
     for one in chosen:
-        text = Calibration(data, samples, context, batch_size, seed, start) if data and one.needs_text else None
-        scored = score_model(session, dense, folder, one, text, include=include, exclude=exclude)
-        write_scores(paths[one.name], scored.scores, {**origin, **scored.metadata})
+        text = Calibration(data, samples, context, batch_size, start) if data and one.needs_text else None
+        scored = score_into(
+            *(paths[one.name], origin, session, dense, folder, one, text, computing),
+            include=include,
+            exclude=exclude,
+        )
         written.append(_described(paths[one.name], scored))
     report = {**origin, "scores": written}
     return Report(report, lambda console: _show(console, report))
 
 
 def _described(path: Path, scored: Scored) -> dict[str, Any]:
+    import torch
+
     return {
         "path": str(path),
         "bytes": path.stat().st_size,
@@ -93,7 +116,7 @@ def _described(path: Path, scored: Scored) -> dict[str, Any]:
         "numel": sum(tensor.numel() for tensor in scored.scores.values()),
         "metadata": dict(scored.metadata),
         "layers": {
-            name: {"mean": float(tensor.double().mean()), "largest": float(tensor.max())}
+            name: {"mean": float(tensor.mean(dtype=torch.float64)), "largest": float(tensor.max())}
             for name, tensor in scored.scores.items()
         },
     }

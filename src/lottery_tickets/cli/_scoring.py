@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from lottery_tickets.cli._calibration import Excerpt
+from lottery_tickets.cli._computing import Computing
 from lottery_tickets.cli._criteria import CRITERIA, Criterion, compute_scores, criterion_of
 from lottery_tickets.errors import ScoreFileError
 
@@ -32,7 +33,6 @@ class Calibration:
         samples: Sequences.
         context: Tokens per sequence.
         batch_size: Sequences that go through the model together.
-        seed: Of criteria that draw at random.
         start: First character.
         stop: Character to end before.
     """
@@ -41,7 +41,6 @@ class Calibration:
     samples: int
     context: int
     batch_size: int
-    seed: int = 0
     start: int = 0
     stop: int | None = None
 
@@ -57,7 +56,7 @@ class Calibration:
             "samples": str(self.samples),
             "context": str(self.context),
             "calibration_start": str(self.start),
-            "seed": str(self.seed),
+            "batch_size": str(self.batch_size),
         }
 
 
@@ -87,6 +86,7 @@ def score_model(
     folder: Path,
     criterion: Criterion,
     calibration: Calibration | None,
+    how: Computing,
     *,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
@@ -108,16 +108,63 @@ def score_model(
         )
     began = time.perf_counter()
     scores = compute_scores(
-        *(criterion, model, batches),
+        *(criterion, model, batches, how),
         include=include,
         exclude=exclude,
-        seed=calibration.seed if calibration else 0,
         progress=session.progress,
     )
     session.note(f"{criterion.name}: scored in {time.perf_counter() - began:.1f} s")
     computed = str(next(model.parameters()).dtype).removeprefix("torch.")
-    described = calibration.described() if calibration else {}
-    return Scored(criterion, scores, {"criterion": criterion.name, "computed_in": computed, **described})
+    described = {"criterion": criterion.name, "computed_in": computed, **how.described(criterion)}
+    if calibration:
+        described |= {**calibration.described(), "seed": str(how.seed)}
+    return Scored(criterion, scores, described)
+
+
+def score_into(
+    path: Path,
+    origin: Mapping[str, str],
+    session: Session,
+    model: nn.Module,
+    folder: Path,
+    criterion: Criterion,
+    calibration: Calibration | None,
+    how: Computing,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> Scored:
+    """Scores that are written to a file; those summed on disk are summed in that very file, and stay mapped.
+
+    Args:
+        path: The file; it appears whole or not at all.
+        origin: What the file says of the model.
+        session: See `score_model`, as are the others.
+        model: See there.
+        folder: See there.
+        criterion: See there.
+        calibration: See there.
+        how: See there.
+        include: See there.
+        exclude: See there.
+    """
+    from lottery_tickets._atomic import replacing
+    from lottery_tickets._score_files import label_scores, read_scores, write_scores
+
+    if how.store != "disk" or not criterion.by_gradients or criterion.members:
+        scored = score_model(
+            *(session, model, folder, criterion, calibration, how), include=include, exclude=exclude
+        )
+        write_scores(path, scored.scores, {**origin, **scored.metadata})
+        return scored
+    with replacing(path) as file:
+        scored = score_model(
+            *(session, model, folder, criterion, calibration, replace(how, store=file)),
+            include=include,
+            exclude=exclude,
+        )
+        label_scores(file, {**origin, **scored.metadata})
+    return replace(scored, scores=read_scores(path)[0])
 
 
 def read_scored(path: Path) -> Scored:
