@@ -2,6 +2,7 @@
 
 from lottery_tickets.training._activations import Checkpointing, blocks_of, checkpointed, checkpointed_blocks
 from lottery_tickets.training._fused_sgd import FusedSGD
+from lottery_tickets.training._memory import TrainingBytes, log_training_bytes, training_bytes
 from lottery_tickets.training._optimizers import AfterBackward, InBackward, MakeOptimizer, Stepper, make_optimizer
 from lottery_tickets.training._passes import Clip
 from lottery_tickets.training._weights import Precision
@@ -15,8 +16,11 @@ __all__ = [
     "MakeOptimizer",
     "Precision",
     "Stepper",
+    "TrainingBytes",
     "blocks_of",
     "checkpointed",
     "checkpointed_blocks",
+    "log_training_bytes",
     "make_optimizer",
+    "training_bytes",
 ]
