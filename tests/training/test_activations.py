@@ -103,7 +103,7 @@ def test_what_the_user_switched_on_stays_on():
     before = attributes(model)
     with checkpointed(model) as active:
         assert active
-    assert model.is_gradient_checkpointing
+    assert model.is_activation_checkpointing
     assert attributes(model) == before
 
 

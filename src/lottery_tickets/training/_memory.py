@@ -73,7 +73,8 @@ def training_bytes(
     - activations kept: $L n h b$ under checkpointing, a block's own for each block without;
     - a block's own: $n b (5h + 6q + 4m)$, and $8 n h$ for the norms' float32 copies of halves; on the way back
       $3 n b m$ in gradients;
-    - the last norm $3 n h b$, logits and their gradient $2 n V b$; a loss that is not computed in chunks adds three copies in float32.
+    - the last norm $3 n h b$, logits and their gradient $2 n V b$; a loss that is not computed in
+      chunks adds three copies in float32.
 
     Attention is taken to keep no matrix of scores, as torch's fused kernels do.
 
