@@ -233,6 +233,16 @@ def test_max_batch_size_changes_nothing_that_matters():
     assert split["checkpoints"][1]["train_loss"] == pytest.approx(whole["checkpoints"][1]["train_loss"], rel=0.1)
 
 
+def test_memory_is_told_before_and_overhead_afterwards(caplog):
+    caplog.set_level("INFO", "lottery_tickets")
+    search(max_epochs=1)
+    messages = [record.getMessage() for record in caplog.records]
+    (before,) = (place for place, text in enumerate(messages) if "Training will take about" in text)
+    (after,) = (place for place, text in enumerate(messages) if "2 checks took" in text)
+    assert before < after
+    assert "% of the" in messages[after]
+
+
 # --- Not fooled ---
 
 
