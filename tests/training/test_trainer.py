@@ -20,6 +20,15 @@ LEARNING_RATE = 0.1
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The nets are too small for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def mlp() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))

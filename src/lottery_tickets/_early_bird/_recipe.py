@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import partial
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
 
-from lottery_tickets._batches import LossFunction
+from lottery_tickets._batches import LossFunction, size_of
 from lottery_tickets._early_bird._settings import check_count, check_number
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.training import (
@@ -19,7 +20,9 @@ from lottery_tickets.training import (
     Precision,
     SchedulerFactory,
     Trainer,
+    log_training_bytes,
     make_optimizer,
+    training_bytes,
 )
 
 _log = logging.getLogger(__name__)
@@ -72,8 +75,8 @@ class Recipe:
             return self.optimizer
         return "sgd" if self.use_sgd else "adamw"
 
-    def trainer(self, model: nn.Module, seed: int) -> Trainer:
-        """Ours, for the parameters that require gradients."""
+    def trainer(self, model: nn.Module, seed: int, *, checkpointing: bool) -> Trainer:
+        """Ours, for the parameters that require gradients; it tells what memory it will take before it starts."""
         optimizer = make_optimizer(
             self._make if callable(self.kind) else self.kind,
             model.named_parameters(),
@@ -92,7 +95,26 @@ class Recipe:
             max_batch_size=self.max_batch_size,
             nonfinite=self.nonfinite,
             max_skipped=self.max_skipped,
+            announce=partial(self._tell_memory, model, checkpointing),
         )
+
+    def _tell_memory(self, model: nn.Module, checkpointing: bool, batch: Any) -> None:
+        if self.kind not in _LEARNING_RATES:
+            _log.info("What memory training by %r takes is not known beforehand.", self.kind)
+            return
+        size = size_of(batch)
+        rows = min(size, self.max_batch_size or size)
+        predicted = training_bytes(
+            model,
+            batch_size=max(1, rows),
+            sequence_length=_length_of(batch),
+            optimizer=cast("Any", self.kind),
+            momentum=self.momentum,
+            precision=self.precision,
+            micro_batches=rows < size,
+            checkpointing=checkpointing,
+        )
+        log_training_bytes(predicted)
 
     @property
     def _rate(self) -> float:
@@ -129,3 +151,13 @@ class Recipe:
             raise TrainingError(
                 f"trainer_fn trains by itself, and {', '.join(given)} would say how. Leave out one or the other."
             )
+
+
+def _length_of(batch: Any) -> int:
+    """Tokens of a sample; 1 where a sample is no sequence of tokens."""
+    inputs = batch if isinstance(batch, Mapping) else batch[0]
+    if isinstance(inputs, Mapping):
+        inputs = inputs.get("input_ids")
+    if not isinstance(inputs, torch.Tensor) or inputs.dim() != 2 or inputs.is_floating_point():
+        return 1
+    return max(1, inputs.shape[1])

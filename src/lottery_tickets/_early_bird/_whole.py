@@ -64,8 +64,8 @@ def find_birds(
         stack.enter_context(training(model))
         trainer: Trainer | TrainEpochs
         if recipe.trainer_fn is None:
-            stack.enter_context(checkpointed(model, recipe.gradient_checkpointing))
-            trainer = recipe.trainer(model, settings.seed)
+            checkpointing = stack.enter_context(checkpointed(model, recipe.gradient_checkpointing))
+            trainer = recipe.trainer(model, settings.seed, checkpointing=checkpointing)
         else:
             trainer = partial(recipe.trainer_fn, model, dataloader)
         search = Search(model, settings, order, watch, trainer, run, progress=progress)

@@ -2,6 +2,7 @@
 
 from lottery_tickets.training._activations import Checkpointing, blocks_of, checkpointed, checkpointed_blocks
 from lottery_tickets.training._fused_sgd import FusedSGD
+from lottery_tickets.training._memory import TrainingBytes, log_training_bytes, training_bytes
 from lottery_tickets.training._optimizers import AfterBackward, InBackward, MakeOptimizer, Stepper, make_optimizer
 from lottery_tickets.training._order import DataOrder
 from lottery_tickets.training._passes import Clip
@@ -24,14 +25,17 @@ __all__ = [
     "SchedulerFactory",
     "Stepper",
     "Trainer",
+    "TrainingBytes",
     "blocks_of",
     "checkpointed",
     "checkpointed_blocks",
     "devices_of",
+    "log_training_bytes",
     "make_optimizer",
     "peak_bytes",
     "restore_tensors",
     "structure_digest",
     "tensors_of",
     "training",
+    "training_bytes",
 ]

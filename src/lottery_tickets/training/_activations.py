@@ -38,7 +38,7 @@ def checkpointed(model: nn.Module, checkpointing: Checkpointing = "auto") -> Ite
         raise TrainingError(f"gradient_checkpointing is 'auto', True or False; got {checkpointing!r}.")
     if checkpointing is False:
         yield False
-    elif getattr(model, "is_gradient_checkpointing", False):
+    elif _is_checkpointing(model):
         yield True
     elif getattr(model, "supports_gradient_checkpointing", False):
         with _by_its_own_means(model):
@@ -80,6 +80,12 @@ def blocks_of(model: nn.Module) -> list[Any]:
 
     walk(model)
     return list(dict.fromkeys(found))
+
+
+def _is_checkpointing(model: nn.Module) -> bool:
+    # The name until transformers' version 5 warns where the later one is there.
+    now = getattr(model, "is_activation_checkpointing", None)
+    return bool(getattr(model, "is_gradient_checkpointing", False) if now is None else now)
 
 
 @contextmanager

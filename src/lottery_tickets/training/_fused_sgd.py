@@ -61,11 +61,11 @@ class FusedSGD(torch.optim.Optimizer):
         >>> import torch
         >>> from lottery_tickets.training import FusedSGD
         >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer = FusedSGD(model.named_parameters(), lr=0.1)
-        >>> before = model.weight.detach().clone()
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> optimizer = FusedSGD(model.named_parameters(), lr=0.25)
         >>> optimizer.backward(model(torch.ones(1, 2)).sum())
-        >>> (before - model.weight).tolist(), model.weight.grad
-        ([[0.10000000149011612, 0.10000000149011612]], None)
+        >>> model.weight.tolist(), model.weight.grad
+        ([[0.75, 0.75]], None)
 
     References:
         Lv et al., "Full Parameter Fine-tuning for Large Language Models with Limited Resources", ACL 2024,

@@ -84,6 +84,7 @@ class Trainer:
             layers do that look at a batch as a whole, such as BatchNorm.
         nonfinite: "stop" raises at the first batch whose loss or gradient is not finite; "skip" leaves it out.
         max_skipped: Share of the batches that may be left out, one being allowed in any case.
+        announce: Called with the first batch before it is trained on.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Trainer:
         max_batch_size: int | None = None,
         nonfinite: Nonfinite = "stop",
         max_skipped: float = 0.01,
+        announce: Callable[[Any], None] | None = None,
     ) -> None:
         self.progress = Progress()
         self.optimizer = optimizer
@@ -104,6 +106,7 @@ class Trainer:
         self._limit = max_batch_size
         self._nonfinite, self._max_skipped = nonfinite, max_skipped
         self._updating = False
+        self._announce = announce
 
     def step(self, batch: Any) -> BatchLoss | None:
         """Train on one batch.
@@ -119,6 +122,9 @@ class Trainer:
                 already moved.
             BatchError: A batch of an unknown form.
         """
+        if self._announce is not None:
+            self._announce(batch)
+            self._announce = None
         before = self._changing_buffers()
         try:
             part = self._whole_step(batch, before)
