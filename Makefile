@@ -18,8 +18,12 @@ venv: $(INSTALLED) ## Make or update .venv
 data: $(INSTALLED) ## Fetch the model and the text that demo and tests use (cached outside the tree)
 	$(BIN)/python scripts/data.py
 
-demo: data ## Draw tickets from SmolLM2-135M and compare their perplexity
+demo: data ## Tickets of SmolLM2-135M, then early birds of two vision networks beside their controls
 	$(BIN)/lottery-tickets demo --output tickets
+	$(BIN)/lottery-tickets early-bird lenet-300-100 --data mnist -s 0.5 -s 0.8 --lr 0.1 --epochs 15 \
+		--controls --plot --output tickets/lenet
+	$(BIN)/lottery-tickets early-bird batchnorm-cnn --data mnist -s 0.5 -s 0.8 --lr 0.1 --epochs 15 \
+		--controls --control-epochs 4 --plot --output tickets/cnn
 
 test: data ## Tests and documents' examples, under 10 minutes
 	$(BIN)/pytest --cov --cov-report=term
@@ -44,6 +48,7 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/criteria.py
 	$(BIN)/python benchmarks/restoring.py
+	$(BIN)/python benchmarks/early_bird_optimizers.py
 	$(BIN)/python benchmarks/tables.py
 
 clean: ## Remove everything the targets made in the tree

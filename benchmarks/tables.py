@@ -8,6 +8,8 @@ The tests hold the page against the results, so no figure in it stands anywhere 
 from __future__ import annotations
 
 import json
+import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ def page() -> str:
     selection, evaluation, scoring, criteria, restoring = map(
         load, ("selection", "evaluation", "scoring", "criteria", "restoring")
     )
+    optimizers = load("early_bird_optimizers")
     dense = criteria["dense"]["perplexity"]
     return f"""# Measurements
 
@@ -104,6 +107,25 @@ the process rose above the loaded model, the scores themselves being four bytes 
 {criteria_table(criteria)}
 
 {machine_line(criteria)}
+
+## Do optimizers find the same ticket?
+
+Early-bird tickets of sparsity {optimizers["sparsity"]} on {optimizers["data"]}, drawn by each optimizer from the
+same initial weights and batches, {seeds_of(optimizers)} seeds. Overlaps are Dice's, and the excess over chance as
+a share of what chance leaves: 0 for independent masks of the same layer densities, 1 for equal ones; means and
+their standard errors over seeds.
+
+{optimizers_table(optimizers)}
+
+Accuracy of networks trained from the initial weights for {optimizers["recipe"]["epochs"]} epochs by one recipe,
+SGD with momentum {optimizers["recipe"]["momentum"]}; a random mask removes as many weights of each tensor as the
+ticket:
+
+{accuracy_table(optimizers)}
+
+{optimizers_text(optimizers)}
+
+{machine_line(optimizers)}
 """
 
 
@@ -244,6 +266,65 @@ def criteria_table(results: Results) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def seeds_of(results: Results) -> int:
+    """How many starts each network had."""
+    return len(next(iter(results["starts"].values())))
+
+
+def optimizers_table(results: Results) -> str:
+    """Overlaps beyond chance, and when masks settled."""
+    networks = results["summary"]
+    lines = ["| | " + " | ".join(networks) + " |", "| --- |" + " ---: |" * len(networks)]
+    first = next(iter(networks.values()))
+    parts = {
+        "between_optimizers": "{}, same batches",
+        "between_orders": "{}, against other batches",
+        "with_initial": "{}, against the mask of the initial weights",
+    }
+    for part, label in parts.items():
+        for name in first[part]:
+            cells = [mean_and_error(one[part][name], 3) for one in networks.values()]
+            lines.append(f"| {label.format(name.replace(' / ', ' and '))} | " + " | ".join(cells) + " |")
+    for name in first["convergence_epochs"]:
+        cells = [
+            ", ".join("never" if epoch is None else str(epoch) for epoch in one["convergence_epochs"][name])
+            for one in networks.values()
+        ]
+        lines.append(f"| {name} settled at epoch | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def accuracy_table(results: Results) -> str:
+    """What each network gets right."""
+    networks = results["summary"]
+    lines = ["| network | " + " | ".join(networks) + " |", "| --- |" + " ---: |" * len(networks)]
+    for name in next(iter(networks.values()))["accuracy"]:
+        cells = [mean_and_error(one["accuracy"][name], 4) for one in networks.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def optimizers_text(results: Results) -> str:
+    """What the two tables say, told by their figures."""
+    sentences = []
+    for network, one in results["summary"].items():
+        across = statistics.fmean(pair["mean"] for pair in one["between_optimizers"].values())
+        orders = statistics.fmean(pair["mean"] for pair in one["between_orders"].values())
+        start = statistics.fmean(pair["mean"] for pair in one["with_initial"].values())
+        sentences.append(
+            f"On {network} tickets of two optimizers agree on {across:.0%} of what chance leaves, those of one "
+            f"optimizer over two orders of the data on {orders:.0%}, and with the mask of the initial weights "
+            f"they agree on {start:.0%}."
+        )
+    return textwrap.fill(" ".join(sentences), 115)
+
+
+def mean_and_error(value: Results, digits: int) -> str:
+    """A mean, and its standard error if there is one."""
+    error = value["standard_error"]
+    return f"{value['mean']:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
 
 
 def interval(value: float, bounds: list[float], digits: int) -> str:

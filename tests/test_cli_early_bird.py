@@ -67,9 +67,9 @@ def test_a_language_model_is_searched_by_steps(model: Path, text: Path, tmp_path
 
 
 def test_what_cannot_be_is_refused_before_anything_is_trained(
-    model: Path,
-    text: Path,
-    tmp_path: Path,  # noqa: F811
+    model: Path,  # noqa: F811
+    text: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     run_folder = ("-o", tmp_path / "run")
     assert "images" in fail("early-bird", "lenet-300-100", "--data", text, *run_folder)
