@@ -35,7 +35,7 @@ from lottery_tickets.vision import DATASETS, NETWORKS
 SPARSITY = 0.5
 BATCH_SIZE = 64
 MAX_EPOCHS = 30
-TRAINING_EPOCHS = 10
+TRAINING_EPOCHS = 5
 ELSEWHERE = 1000  # added to a seed for another order of the data
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "learning_rate": 0.1},
