@@ -121,3 +121,22 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
         middle = (share + z * z / (2 * total)) / (1 + z * z / total)
         half = z * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5 / (1 + z * z / total)
         assert share_interval(count, total, 0.95) == pytest.approx((middle - half, middle + half), abs=1e-12)
+
+
+@pytest.mark.slow
+def test_smollm2_is_searched_on_real_text(smollm2_folder: Path, english_text: str, tmp_path: Path) -> None:
+    """A few small steps do not move the mask of a pretrained model far, and it is not for standing still."""
+    bible = tmp_path / "bible.txt"
+    bible.write_text(english_text[2_000_000:2_010_000], encoding="utf-8")
+    report = succeed(
+        "early-bird", smollm2_folder, "--data", bible, "--context", 64, "--samples", 8, "--batch-size", 2,
+        "--epochs", 1, "--check-every-steps", 1, "--lr", 0.001, "--criterion", "queue", "--window", 3,
+        "-s", 0.5, "-s", 0.3, "-o", tmp_path / "run",
+    )  # fmt: skip
+    for result, path in zip(report["results"], report["tickets"], strict=True):
+        assert result["target_sparsity"] == Mask.load(path).sparsity
+        for look in result["checkpoints"][1:]:
+            assert look["train_loss"] > 0
+            assert 0 < look["distances"][-1] < 0.1
+            assert look["moved_fraction"] > 0.5
+        assert result["converged"], result["reason"]
