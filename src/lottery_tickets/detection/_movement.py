@@ -184,12 +184,7 @@ class MovementProbe:
 
     def _values(self, tensors: Mapping[str, torch.Tensor]) -> _Values:
         """The sampled weights, tensor after tensor, row-major."""
-        sampled = [
-            torch.take(tensors[name], torch.from_numpy(positions).to(tensors[name].device)).to(
-                "cpu", torch.float64
-            )
-            for name, positions in self._positions.items()
-        ]
+        sampled = [_at(tensors[name], positions) for name, positions in self._positions.items()]
         for name, values in zip(self._positions, sampled, strict=True):
             if not bool(values.isfinite().all()):
                 raise WeightsError(f"{name} holds NaN or inf, whose movement has no size; repair the weights.")
@@ -251,6 +246,15 @@ class MovementProbe:
             "permutations": self._permutations,
             "sampled": {name: positions.size for name, positions in self._positions.items()},
         }
+
+
+def _at(tensor: torch.Tensor, positions: _Positions) -> torch.Tensor:
+    """The elements at these positions in row-major order."""
+    index = torch.from_numpy(positions).to(tensor.device)
+    # take() knows strides, and takes many times as long.
+    contiguous = tensor.is_contiguous()
+    taken = tensor.view(-1).index_select(0, index) if contiguous else torch.take(tensor, index)
+    return taken.to("cpu", torch.float64)
 
 
 def _masks(values: _Values, removals: Sequence[int]) -> list[PackedBits]:

@@ -15,6 +15,9 @@ from lottery_tickets.masks import PackedBits
 
 Counts = npt.NDArray[np.int64]
 
+# Bits of the first histogram.
+LEADING = 15
+
 
 class Bracketed(NamedTuple):
     """What a block says of a bracket [low, high] of magnitudes.
@@ -25,6 +28,25 @@ class Bracketed(NamedTuple):
 
     around: Counts
     inside: npt.NDArray[Any]
+
+
+class Ladder:
+    """Ascending numbers of a common length in bits, found by their leading 15.
+
+    Attributes:
+        numbers: The numbers.
+        rungs: The numbers, and one larger than any at the end.
+        shift: What leaves the leading bits, `number >> shift`.
+        starts: For each value of the leading bits, how many numbers lie below all that begin with it; their count
+            at the end.
+    """
+
+    def __init__(self, numbers: list[int], bits: int) -> None:
+        self.rungs: Counts = np.array([*numbers, np.iinfo(np.int64).max])
+        self.numbers = self.rungs[:-1]
+        self.shift = bits - LEADING
+        firsts = np.arange(1 << LEADING) << self.shift
+        self.starts = np.append(np.searchsorted(self.numbers, firsts), len(numbers)).astype(np.int32)
 
 
 def above(integers: torch.Tensor, thresholds: list[int]) -> Counts:
@@ -62,6 +84,44 @@ def bits_inside(integers: torch.Tensor, low: int, high: int, shift: int) -> Coun
     integer = weights.dtype.type
     _kernels.histogram_inside(weights, integer(low), integer(high), shift, bins)
     return bins
+
+
+def bits_by_prefix(integers: torch.Tensor, prefixes: Ladder, shift: int, finer: int) -> Counts:
+    """Histograms of the bits from `finer` up to `shift`, one for the magnitudes that begin with each prefix.
+
+    A magnitude's prefix is `magnitude >> shift`.
+    """
+    bins = 1 << (shift - finer)
+    if not integers.is_cpu:
+        lows = [prefix << shift for prefix in prefixes.numbers.tolist()]
+        return np.stack([_bits_inside_torch(integers, low, low + (1 << shift) - 1, finer) for low in lows])
+    from lottery_tickets import _kernels
+
+    counts = np.zeros((prefixes.rungs.size, bins), np.int32)
+    rungs, starts, leading = prefixes.rungs, prefixes.starts, prefixes.shift + shift
+    _kernels.histogram_by_prefix(integers.numpy(), rungs, starts, leading, shift, finer, counts.reshape(-1))
+    return counts[:-1].astype(np.int64)
+
+
+def rank_among(integers: torch.Tensor, edges: Ladder) -> npt.NDArray[np.uint8]:
+    """How many of at most 255 edges lie below each magnitude."""
+    if not integers.is_cpu:
+        rungs = torch.from_numpy(edges.numbers).to(integers.device, integers.dtype)
+        return torch.bucketize(_magnitudes(integers), rungs).to(torch.uint8).cpu().numpy()
+    from lottery_tickets import _kernels
+
+    ranks = np.empty(integers.numel(), np.uint8)
+    _kernels.rank_among(integers.numpy(), edges.rungs, edges.starts, edges.shift, ranks)
+    return ranks
+
+
+def count_pairs(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> Counts:
+    """Table of how often each byte of the first stands beside each of the second."""
+    from lottery_tickets import _kernels
+
+    counts = np.zeros((256, 256), np.int32)
+    _kernels.count_pairs(first, second, counts)
+    return counts.astype(np.int64)
 
 
 def bracket(integers: torch.Tensor, low: int, high: int, top: int) -> Bracketed:
