@@ -91,13 +91,11 @@ def bits_by_prefix(integers: torch.Tensor, prefixes: Ladder, shift: int, finer: 
 
     A magnitude's prefix is `magnitude >> shift`.
     """
-    bins = 1 << (shift - finer)
     if not integers.is_cpu:
-        lows = [prefix << shift for prefix in prefixes.numbers.tolist()]
-        return np.stack([_bits_inside_torch(integers, low, low + (1 << shift) - 1, finer) for low in lows])
+        return _bits_by_prefix_torch(integers, prefixes, shift, finer)
     from lottery_tickets import _kernels
 
-    counts = np.zeros((prefixes.rungs.size, bins), np.int32)
+    counts = np.zeros((prefixes.rungs.size, 1 << (shift - finer)), np.int32)
     rungs, starts, leading = prefixes.rungs, prefixes.starts, prefixes.shift + shift
     _kernels.histogram_by_prefix(integers.numpy(), rungs, starts, leading, shift, finer, counts.reshape(-1))
     return counts[:-1].astype(np.int64)
@@ -106,8 +104,7 @@ def bits_by_prefix(integers: torch.Tensor, prefixes: Ladder, shift: int, finer: 
 def rank_among(integers: torch.Tensor, edges: Ladder) -> npt.NDArray[np.uint8]:
     """How many of at most 255 edges lie below each magnitude."""
     if not integers.is_cpu:
-        rungs = torch.from_numpy(edges.numbers).to(integers.device, integers.dtype)
-        return torch.bucketize(_magnitudes(integers), rungs).to(torch.uint8).cpu().numpy()
+        return _rank_among_torch(integers, edges)
     from lottery_tickets import _kernels
 
     ranks = np.empty(integers.numel(), np.uint8)
@@ -165,6 +162,23 @@ def _bits_inside_torch(integers: torch.Tensor, low: int, high: int, shift: int) 
     magnitudes = _magnitudes(integers)
     inside = magnitudes[(magnitudes >= low) & (magnitudes <= high)].long() - low
     return torch.bincount(inside >> shift, minlength=(high - low >> shift) + 1).cpu().numpy()
+
+
+def _bits_by_prefix_torch(integers: torch.Tensor, prefixes: Ladder, shift: int, finer: int) -> Counts:
+    """One count over slots and digits; what begins with no prefix lands in a slot behind the last."""
+    magnitudes, bins = _magnitudes(integers).long(), 1 << (shift - finer)
+    rungs = torch.from_numpy(prefixes.rungs).to(integers.device)
+    found = magnitudes >> shift
+    slots = torch.bucketize(found, rungs)
+    slots = torch.where(rungs[slots] == found, slots, prefixes.numbers.size)
+    counts = torch.bincount(slots * bins + (magnitudes >> finer & bins - 1), minlength=rungs.numel() * bins)
+    by_slot: Counts = counts.view(-1, bins)[:-1].cpu().numpy()
+    return by_slot
+
+
+def _rank_among_torch(integers: torch.Tensor, edges: Ladder) -> npt.NDArray[np.uint8]:
+    numbers = torch.from_numpy(edges.numbers).to(integers.device, integers.dtype)
+    return torch.bucketize(_magnitudes(integers), numbers).to(torch.uint8).cpu().numpy()
 
 
 def _pack_kept_torch(integers: torch.Tensor, key: int, ties: int) -> torch.Tensor:
