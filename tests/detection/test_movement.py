@@ -236,7 +236,7 @@ probe = MovementProbe(weights)
 probe.update(weights, [0.5]); probe.update(weights, [0.5])
 print(peak() - before)
 """
-    peaks = [int(run_python(code, count)) for count in (2, 12)]
+    peaks = [int(run_python(code, count)) for count in (1, 8)]
     assert max(peaks) < 120 << 20
     assert peaks[1] < peaks[0] + (16 << 20)
 
