@@ -24,6 +24,7 @@ Results = dict[str, Any]
 def page() -> str:
     """The whole page, in Markdown."""
     selection, evaluation, criteria = (load(name) for name in ("selection", "evaluation", "criteria"))
+    check = load("early_bird_check")
     dense = criteria["dense"]["perplexity"]
     return f"""# Measurements
 
@@ -79,6 +80,17 @@ the most and are left out; `python benchmarks/criteria.py --all` takes them in.
 {criteria_table(criteria)}
 
 {machine_line(criteria)}
+
+## A check for early birds
+
+What `compute_early_bird_tickets` spends on a check of {check["weights"]:,} weights in {check["dtype"]} at sparsity
+{check["sparsity"]}, against an epoch of {check["batches"]} batches of {check["batch_size"]} MNIST digits, which
+took {check["epoch_seconds"]:.0f} s. A check draws the mask, compares it with those that are kept, and measures on
+a sample how many weights moved and how far chance would have taken the mask.
+
+{check_table(check)}
+
+{machine_line(check)}
 """
 
 
@@ -176,6 +188,15 @@ def criteria_table(results: Results) -> str:
             "" if peak is None else f"{peak / MIB:.0f} MiB",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def check_table(results: Results) -> str:
+    """A row for each criterion, beside the bar."""
+    lines = ["| criterion | median check | share of the epoch | at most |", "| --- | ---: | ---: | ---: |"]
+    for name, seconds in results["median_check_seconds"].items():
+        bar = f"{results['bar']:.0%}" if name == "window" else ""
+        lines.append(f"| {name} | {seconds:.2f} s | {results['ratios'][name]:.2%} | {bar} |")
     return "\n".join(lines)
 
 
