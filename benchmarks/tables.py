@@ -29,6 +29,8 @@ def page() -> str:
         load, ("selection", "evaluation", "scoring", "criteria", "restoring")
     )
     optimizers = load("early_bird_optimizers")
+    selection, evaluation, criteria = (load(name) for name in ("selection", "evaluation", "criteria"))
+    check = load("early_bird_check")
     dense = criteria["dense"]["perplexity"]
     training = load("early_bird_memory")
     return f"""# Measurements
@@ -144,6 +146,17 @@ only the largest counts. The bar for plain SGD is {training["qwen_bar_bytes"] / 
 {prediction_table(training)}
 
 {machine_line(training)}
+
+## A check for early birds
+
+What `compute_early_bird_tickets` spends on a check of {check["weights"]:,} weights in {check["dtype"]} at sparsity
+{check["sparsity"]}, against an epoch of {check["batches"]} batches of {check["batch_size"]} MNIST digits, which
+took {check["epoch_seconds"]:.0f} s. A check draws the mask, compares it with those that are kept, and measures on
+a sample how many weights moved and how far chance would have taken the mask.
+
+{check_table(check)}
+
+{machine_line(check)}
 """
 
 
@@ -376,6 +389,14 @@ def prediction_table(results: Results) -> str:
             lines.append(f"| {moment.replace('_', ' ')}: {name} | " + " | ".join(cells) + " |")
     lines.append("| update | " + " | ".join(f"{row['update'] / 1e9:.2f}" for row in ways) + " |")
     lines.append("| **peak** | " + " | ".join(f"**{row['peak'] / 1e9:.1f}**" for row in ways) + " |")
+
+
+def check_table(results: Results) -> str:
+    """A row for each criterion, beside the bar."""
+    lines = ["| criterion | median check | share of the epoch | at most |", "| --- | ---: | ---: | ---: |"]
+    for name, seconds in results["median_check_seconds"].items():
+        bar = f"{results['bar']:.0%}" if name == "window" else ""
+        lines.append(f"| {name} | {seconds:.2f} s | {results['ratios'][name]:.2%} | {bar} |")
     return "\n".join(lines)
 
 

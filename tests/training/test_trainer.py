@@ -266,6 +266,13 @@ def test_gradients_from_before_do_not_count():
     assert equal(ours, theirs.state_dict())
 
 
+def test_a_batch_of_no_samples_has_no_loss():
+    model = mlp()
+    trainer = Trainer(model, optimizer_for(model))
+    with training(model), pytest.raises(NonfiniteLossError, match="Step 1: the batch holds no samples"):
+        trainer.step((torch.ones(0, 6), torch.zeros(0, dtype=torch.int64)))
+
+
 def test_a_batch_of_ignored_labels_has_no_loss():
     model = mlp()
     trainer = Trainer(model, optimizer_for(model))

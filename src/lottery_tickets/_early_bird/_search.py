@@ -106,10 +106,8 @@ class Search:
         """How long the checks of this call have taken beside its training."""
         if self._seconds_training:
             share = self._seconds_checking / self._seconds_training
-            _log.info(
-                "%d checks took %.1f s, %.2f%% of the %.1f s of training",
-                *(self._watch.looks, self._seconds_checking, 100 * share, self._seconds_training),
-            )
+            figures = self._seconds_checking, self._seconds_training, 100 * share
+            _log.info("checks took %.1f s beside %.1f s of training: %.2f%%", *figures)
 
     def results(self) -> list[EarlyBirdResults]:
         """What was found, by sparsity."""

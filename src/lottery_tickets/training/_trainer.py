@@ -7,6 +7,7 @@ optimizer and backward do not know. What is left to do on one device is small an
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch import nn
 from lottery_tickets._batches import BatchLoss, LossFunction, measure, samples_of, size_of, total
 from lottery_tickets.errors import NonfiniteLossError, TrainingError, TrainingMemoryError
 from lottery_tickets.training._memory_errors import is_out_of_memory
+from lottery_tickets.training._optimizers import Stepper
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Any,
+        optimizer: Stepper,
         *,
         scheduler: SchedulerFactory | None = None,
         loss_fn: LossFunction | None = None,
@@ -164,6 +166,8 @@ class Trainer:
     def _whole_step(self, batch: Any, before: list[_Saved]) -> BatchLoss:
         """Loss of a batch and the update by it, in as many pieces as memory asks for."""
         size = size_of(batch)
+        if not size:
+            raise _NotFiniteError("the batch holds no samples, so it has no loss")
         while True:
             rows = min(size, self._limit or size)
             try:
@@ -178,6 +182,7 @@ class Trainer:
                         "samples, or pass gradient_checkpointing=True."
                     ) from error
             # Out here the error is gone, and with it the frames that held the graph.
+            gc.collect()
             self.optimizer.zero_grad()
             _restore(before)
             self._limit = math.ceil(rows / 2)
