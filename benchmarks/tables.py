@@ -23,7 +23,8 @@ Results = dict[str, Any]
 
 def page() -> str:
     """The whole page, in Markdown."""
-    selection, evaluation, criteria = (load(name) for name in ("selection", "evaluation", "criteria"))
+    names = ("selection", "evaluation", "criteria", "rank_correlation")
+    selection, evaluation, criteria, ranks = (load(name) for name in names)
     dense = criteria["dense"]["perplexity"]
     return f"""# Measurements
 
@@ -79,6 +80,25 @@ the most and are left out; `python benchmarks/criteria.py --all` takes them in.
 {criteria_table(criteria)}
 
 {machine_line(criteria)}
+
+## Rank correlation by buckets
+
+`MagnitudeRanks` holds one byte a weight and knows a magnitude to one of 256 ranks; Spearman's correlation of the
+magnitudes themselves comes from scipy, which sorts them. SmolLM2 is the linear layers of its first blocks, beside
+themselves with Gaussian noise of a share of each tensor's standard deviation; LeNet-300-100 is trained on MNIST digits
+by SGD and compared from one epoch to the next.
+
+{agreement_table(ranks)}
+
+## A check for early birds
+
+Each part on {ranks["check"]["numel"] // 10**6}M random weights in float32 at sparsity {ranks["check"]["sparsity"]},
+medians; the unit is one parallel read pass over them. Movement looks at a sample, so its time does not grow with
+the model.
+
+{check_table(ranks)}
+
+{machine_line(ranks)}
 """
 
 
@@ -176,6 +196,35 @@ def criteria_table(results: Results) -> str:
             "" if peak is None else f"{peak / MIB:.0f} MiB",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def agreement_table(results: Results) -> str:
+    """A row for each pair of weights: both correlations, and what they took."""
+    lines = [
+        "| weights | number | exact | by buckets | difference | seconds, exact | seconds | bytes a weight |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in results["agreement"]:
+        cells = [
+            row["case"],
+            f"{row['numel']:,}",
+            f"{row['exact']:.6f}",
+            f"{row['bucketed']:.6f}",
+            f"{row['bucketed'] - row['exact']:+.1e}",
+            f"{row['exact_seconds']:.2f}",
+            f"{row['seconds']:.3f}",
+            f"{row['bytes_a_weight']:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def check_table(results: Results) -> str:
+    """A row for each part of a check."""
+    seconds = results["check"]["median_seconds"]
+    lines = ["| part | seconds | read passes |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {taken:.3f} | {taken / seconds[READ]:.1f} |" for name, taken in seconds.items()]
     return "\n".join(lines)
 
 
