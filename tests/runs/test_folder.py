@@ -94,6 +94,25 @@ def test_numbers_come_back_bit_for_bit(tmp_path):
         ]
 
 
+def test_tensors_of_any_layout_are_written(tmp_path):
+    base = torch.arange(12.0)
+    tensors = {
+        "base": base,
+        "same": base,
+        "part": base[3:7],
+        "turned": base.view(3, 4).t(),
+        "channels last": torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        "empty": torch.zeros(0, 3),
+        "one": torch.tensor(1, dtype=torch.int64),
+        "needs gradients": torch.ones(2, requires_grad=True),
+    }
+    with opened(tmp_path) as run:
+        run.save({}, {"some": tensors, "none": {}})
+        for name, tensor in run.state.tensors("some").items():
+            assert torch.equal(tensor, tensors[name])
+        assert run.state.tensors("none") == {}
+
+
 # --- Killed, or without room ---
 
 
