@@ -180,7 +180,7 @@ class RunFolder:
 
 
 def _apart(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous tensors, no two of which share memory, as the file format asks for; copied where they are not so."""
+    """Contiguous tensors that share no memory, as the file format asks for; copied where they do."""
     memories: set[int] = set()
     found = {}
     for name, tensor in named.items():
