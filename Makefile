@@ -42,6 +42,7 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/criteria.py
+	$(BIN)/python benchmarks/rank_correlation.py
 	$(BIN)/python benchmarks/early_bird_check.py
 	$(BIN)/python benchmarks/tables.py
 

@@ -23,8 +23,8 @@ Results = dict[str, Any]
 
 def page() -> str:
     """The whole page, in Markdown."""
-    selection, evaluation, criteria = (load(name) for name in ("selection", "evaluation", "criteria"))
-    check = load("early_bird_check")
+    names = ("selection", "evaluation", "criteria", "rank_correlation", "early_bird_check")
+    selection, evaluation, criteria, ranks, check = (load(name) for name in names)
     dense = criteria["dense"]["perplexity"]
     return f"""# Measurements
 
@@ -81,14 +81,30 @@ the most and are left out; `python benchmarks/criteria.py --all` takes them in.
 
 {machine_line(criteria)}
 
+## Rank correlation by buckets
+
+`MagnitudeRanks` holds one byte a weight and knows a magnitude to one of 256 ranks; Spearman's correlation of the
+magnitudes themselves comes from scipy, which sorts them. SmolLM2 is the linear layers of its first blocks, beside
+themselves with Gaussian noise of a share of each tensor's standard deviation; LeNet-300-100 is trained on MNIST digits
+by SGD and compared from one epoch to the next.
+
+{agreement_table(ranks)}
+
 ## A check for early birds
 
-What `compute_early_bird_tickets` spends on a check of {check["weights"]:,} weights in {check["dtype"]} at sparsity
-{check["sparsity"]}, against an epoch of {check["batches"]} batches of {check["batch_size"]} MNIST digits, which
-took {check["epoch_seconds"]:.0f} s. A check draws the mask, compares it with those that are kept, and measures on
-a sample how many weights moved and how far chance would have taken the mask.
+Each part on {ranks["check"]["numel"] // 10**6}M random weights in float32 at sparsity {ranks["check"]["sparsity"]},
+medians; the unit is one parallel read pass over them. Movement looks at a sample, so its time does not grow with
+the model.
 
-{check_table(check)}
+{check_table(ranks)}
+
+{machine_line(ranks)}
+
+All of it as `compute_early_bird_tickets` does it at a check of {check["weights"]:,} weights in {check["dtype"]} at
+sparsity {check["sparsity"]}, against an epoch of {check["batches"]} batches of {check["batch_size"]} MNIST digits,
+which takes {check["epoch_seconds"]:.0f} s:
+
+{epoch_table(check)}
 
 {machine_line(check)}
 """
@@ -191,7 +207,36 @@ def criteria_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def agreement_table(results: Results) -> str:
+    """A row for each pair of weights: both correlations, and what they took."""
+    lines = [
+        "| weights | number | exact | by buckets | difference | seconds, exact | seconds | bytes a weight |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in results["agreement"]:
+        cells = [
+            row["case"],
+            f"{row['numel']:,}",
+            f"{row['exact']:.6f}",
+            f"{row['bucketed']:.6f}",
+            f"{row['bucketed'] - row['exact']:+.1e}",
+            f"{row['exact_seconds']:.2f}",
+            f"{row['seconds']:.3f}",
+            f"{row['bytes_a_weight']:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def check_table(results: Results) -> str:
+    """A row for each part of a check."""
+    seconds = results["check"]["median_seconds"]
+    lines = ["| part | seconds | read passes |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {taken:.3f} | {taken / seconds[READ]:.1f} |" for name, taken in seconds.items()]
+    return "\n".join(lines)
+
+
+def epoch_table(results: Results) -> str:
     """A row for each criterion, beside the bar."""
     lines = ["| criterion | median check | share of the epoch | at most |", "| --- | ---: | ---: | ---: |"]
     for name, seconds in results["median_check_seconds"].items():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lottery_tickets import _kernels
+from lottery_tickets.sparsity import _counting
 
 KINDS = (np.int16, np.int32, np.int64)
 SIZES = st.one_of(st.sampled_from((0, 1, 7, 8, 9, 63, 64, 65, 127, 128, 129, 192)), st.integers(0, 400))
@@ -129,3 +130,54 @@ def test_kernels_let_other_threads_run_and_are_cached(kernel):
     compiled = getattr(_kernels, kernel)
     assert compiled.targetoptions["nogil"]
     assert type(compiled._cache).__name__ == "FunctionCache"
+
+
+@st.composite
+def ladders(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
+    """Weights, ascending numbers that some of their prefixes are, where these start, and both shifts."""
+    weights = draw(integers())
+    width = weights.itemsize * 8 - 1
+    middle = draw(st.integers(0, width - 15))
+    drawn = draw(st.lists(keys_of(weights), max_size=12))
+    numbers = np.unique(np.array(drawn, np.int64) >> middle)
+    ladder = _counting.Ladder(numbers.tolist(), width - middle)
+    return weights, ladder.rungs, ladder.starts, ladder.shift, middle
+
+
+@settings(max_examples=200)
+@given(ladders(), st.data())
+def test_histogram_by_prefix(ladder, data):
+    weights, rungs, starts, shift, middle = ladder
+    low = max(0, middle - data.draw(st.integers(0, 8)))
+    bins = np.zeros(rungs.size << (middle - low), np.int32)
+    _kernels.histogram_by_prefix(weights, rungs, starts, shift + middle, middle, low, bins)
+    expected = [
+        [
+            int(((magnitudes_of(weights) >> low) == (prefix << (middle - low)) + digit).sum())
+            for digit in range(width)
+        ]
+        for width in [1 << (middle - low)]
+        for prefix in rungs[:-1].tolist()
+    ]
+    assert bins.reshape(rungs.size, -1)[:-1].tolist() == expected
+
+
+@settings(max_examples=200)
+@given(integers(), st.data())
+def test_rank_among(weights, data):
+    edges = sorted(data.draw(st.lists(keys_of(weights), max_size=255)))
+    ladder = _counting.Ladder(edges, weights.itemsize * 8 - 1)
+    ranks = np.empty(weights.size, np.uint8)
+    _kernels.rank_among(weights, ladder.rungs, ladder.starts, ladder.shift, ranks)
+    assert ranks.tolist() == [
+        sum(edge < magnitude for edge in edges) for magnitude in magnitudes_of(weights).tolist()
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), max_size=300))
+def test_count_pairs(pairs):
+    first, second = (np.array([pair[side] for pair in pairs], np.uint8) for side in (0, 1))
+    counts = np.zeros((256, 256), np.int32)
+    _kernels.count_pairs(first, second, counts)
+    assert counts.sum() == len(pairs)
+    assert all(counts[pair] == pairs.count(pair) for pair in pairs)

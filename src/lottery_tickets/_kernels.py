@@ -226,6 +226,64 @@ def histogram_inside(weights: Any, low: Any, high: Any, shift: int, bins: Any) -
 
 
 @njit(nogil=True, cache=True)
+def _first_from(rungs: Any, first: Any, end: Any, least: Any) -> Any:
+    """Index of the first of the ascending rungs [first, end) that is at least this number; `end` if none is."""
+    low, high = np.intp(first), np.intp(end)
+    while low < high:
+        middle = (low + high) >> 1
+        if rungs[middle] < least:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(nogil=True, cache=True)
+def histogram_by_prefix(weights: Any, rungs: Any, starts: Any, top: int, middle: int, low: int, bins: Any) -> None:
+    """Count weights by their prefix, `magnitude >> middle`, and the bits below it down to `low`.
+
+    Prefixes are looked for among the ascending rungs, of which the last is larger than any; each has its run of
+    `bins`, and the last run is in use for what is found nowhere. `starts` tells for each value of the leading
+    bits, `magnitude >> top`, how many rungs lie below those that begin with it.
+    """
+    sign_off = (1 << (weights.itemsize * 8 - 1)) - 1
+    digit = np.uint64(middle - low)
+    last = (1 << (middle - low)) - 1
+    for position in range(weights.size):
+        magnitude = weights[position] & sign_off
+        prefix = magnitude >> middle
+        leading = magnitude >> top
+        # Unsigned, because a signed index is tried for being negative, which takes longer than the count.
+        slot = np.uint64(starts[leading])
+        # One comparison is added up, because no branch predicts it; the rungs of one bin are seldom more.
+        slot += np.uint64(rungs[slot] < prefix)
+        if rungs[slot] < prefix:
+            slot = np.uint64(_first_from(rungs, slot, starts[leading + 1], prefix))
+        bins[(slot << digit) + np.uint64((magnitude >> low) & last)] += np.int32(rungs[slot] == prefix)
+
+
+@njit(nogil=True, cache=True)
+def rank_among(weights: Any, rungs: Any, starts: Any, shift: int, ranks: Any) -> None:
+    """How many rungs lie below each magnitude; rungs and starts as in `histogram_by_prefix`."""
+    sign_off = (1 << (weights.itemsize * 8 - 1)) - 1
+    for position in range(weights.size):
+        magnitude = weights[position] & sign_off
+        leading = magnitude >> shift
+        rank = np.uint64(starts[leading])
+        rank += np.uint64(rungs[rank] < magnitude)
+        if rungs[rank] < magnitude:
+            rank = np.uint64(_first_from(rungs, rank, starts[leading + 1], magnitude))
+        ranks[position] = rank
+
+
+@njit(nogil=True, cache=True)
+def count_pairs(first: Any, second: Any, counts: Any) -> None:
+    """Count positions by both of their bytes."""
+    for position in range(first.size):
+        counts[first[position], second[position]] += 1
+
+
+@njit(nogil=True, cache=True)
 def keep(weights: Any, packed: Any, kept: Any) -> None:
     """Copy weights whose bit is set, bit for bit; the others become +0."""
     words = weights.size // LANES

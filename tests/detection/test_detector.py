@@ -332,7 +332,7 @@ def test_a_mask_that_cannot_change(decisions):
     "figures", [{"correlation": 1.1}, {"correlation": float("nan")}, {"moved_fraction": -0.1}]
 )
 def test_figures_out_of_range(figures):
-    with pytest.raises(DetectionError, match="lies in|is a fraction in"):
+    with pytest.raises(DetectionError, match=r"lies in|is a fraction in"):
         EarlyBirdDetector().update({"w": torch.tensor([0, 1])}, **figures)
 
 

@@ -167,3 +167,12 @@ def test_torch_and_compiled_loops_agree(device, values, data):
     packed = np.zeros((integers.numel() + 7) // 8, np.uint8)
     _counting.pack_kept(integers, key, ties, packed)
     assert _counting._pack_kept_torch(there, key, ties).cpu().numpy().tobytes() == packed.tobytes()
+
+    if shift:
+        prefixes = _counting.Ladder(sorted({key >> shift for key in data.draw(st.lists(keys, min_size=1))}), 15)
+        digits = prefixes, shift, shift - 8
+        expected = _counting.bits_by_prefix(integers, *digits)
+        assert np.array_equal(_counting._bits_by_prefix_torch(there, *digits), expected)
+
+    edges = _counting.Ladder(sorted(data.draw(st.lists(keys, max_size=255))), top.bit_length())
+    assert np.array_equal(_counting._rank_among_torch(there, edges), _counting.rank_among(integers, edges))

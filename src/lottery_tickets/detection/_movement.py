@@ -184,17 +184,15 @@ class MovementProbe:
 
     def _values(self, tensors: Mapping[str, torch.Tensor]) -> _Values:
         """The sampled weights, tensor after tensor, row-major."""
-        sampled = [
-            torch.take(tensors[name], torch.from_numpy(positions).to(tensors[name].device)).to(
-                "cpu", torch.float64
-            )
-            for name, positions in self._positions.items()
-        ]
-        for name, values in zip(self._positions, sampled, strict=True):
-            if not bool(values.isfinite().all()):
+        values = np.empty(self.sampled)
+        start = 0
+        for name, positions in self._positions.items():
+            stop = start + positions.size
+            torch.from_numpy(values[start:stop]).copy_(_at(tensors[name], positions))
+            if not np.isfinite(values[start:stop]).all():
                 raise WeightsError(f"{name} holds NaN or inf, whose movement has no size; repair the weights.")
-        whole: _Values = torch.cat(sampled).numpy() if sampled else np.zeros(0)
-        return whole
+            start = stop
+        return values
 
     def _permuted(self, update: _Values, turn: int) -> _Values:
         """The updates, shuffled within each tensor, differently at every check and turn."""
@@ -251,6 +249,15 @@ class MovementProbe:
             "permutations": self._permutations,
             "sampled": {name: positions.size for name, positions in self._positions.items()},
         }
+
+
+def _at(tensor: torch.Tensor, positions: _Positions) -> torch.Tensor:
+    """The elements at these positions in row-major order."""
+    if positions.size == tensor.numel():
+        return tensor.reshape(-1)
+    index = torch.from_numpy(positions).to(tensor.device)
+    # take() knows strides, and takes many times as long.
+    return tensor.view(-1).index_select(0, index) if tensor.is_contiguous() else torch.take(tensor, index)
 
 
 def _masks(values: _Values, removals: Sequence[int]) -> list[PackedBits]:

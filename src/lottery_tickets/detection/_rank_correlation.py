@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch
 
 from lottery_tickets.detection._shapes import checked, shapes_of
 from lottery_tickets.errors import DetectionError
-from lottery_tickets.sparsity import Block, Selection, Weights, for_each
+from lottery_tickets.sparsity import Block, Ladder, Selection, Weights, count_pairs, for_each, rank_among
 
 BUCKETS = 256
 
@@ -87,9 +87,9 @@ class MagnitudeRanks:
 
         def rank(block: Block) -> None:
             kept = buckets[weights.names[block.tensor]].numpy()[block.start : block.stop]
-            fresh = _bucketed(weights.integers(block), edges)
+            fresh = rank_among(weights.integers(block), edges)
             if not first:
-                counts = _pairs(kept, fresh)
+                counts = count_pairs(kept, fresh)
                 with adding:
                     np.add(table, counts, out=table)
             kept[:] = fresh
@@ -149,28 +149,7 @@ def _sum(products: npt.NDArray[np.float64]) -> float:
     return math.fsum(products.reshape(-1).tolist())
 
 
-def _edges(weights: Weights) -> _Counts:
+def _edges(weights: Weights) -> Ladder:
     """Keys of the 255 magnitudes that end the buckets before the last."""
-    if not weights.numel:
-        return np.zeros(0, np.int64)
-    ranks = [-(-weights.numel * bucket // BUCKETS) for bucket in range(1, BUCKETS)]
-    found = Selection(weights.tensors).kth_smallest(ranks)
-    magnitudes = torch.tensor([magnitude for magnitude, _ in found], dtype=torch.float64).to(weights.dtype)
-    edges: _Counts = magnitudes.view(_INTEGERS[weights.dtype.itemsize]).numpy().astype(np.int64)
-    return edges
-
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _bucketed(integers: torch.Tensor, edges: _Counts) -> npt.NDArray[Any]:
-    """How many edges lie below each magnitude."""
-    magnitudes = integers & torch.iinfo(integers.dtype).max
-    below = torch.bucketize(magnitudes, torch.from_numpy(edges).to(magnitudes.device, magnitudes.dtype))
-    return below.to(torch.uint8).cpu().numpy()
-
-
-def _pairs(before: npt.NDArray[Any], now: npt.NDArray[Any]) -> _Counts:
-    """Table of how many weights went from each bucket to each."""
-    pairs = np.bincount(before.astype(np.int64) * BUCKETS + now, minlength=BUCKETS * BUCKETS)
-    return pairs.reshape(BUCKETS, BUCKETS)
+    ranks = [-(-weights.numel * bucket // BUCKETS) for bucket in range(1, BUCKETS)] if weights.numel else []
+    return Ladder(Selection(weights.tensors).keys(ranks), weights.width)

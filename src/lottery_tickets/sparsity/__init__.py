@@ -14,6 +14,7 @@ from lottery_tickets.sparsity._allocation import (
     uniform_removals,
 )
 from lottery_tickets.sparsity._blocks import Block, Rescore, Weights, for_each, rankable
+from lottery_tickets.sparsity._counting import Ladder, count_pairs, rank_among
 from lottery_tickets.sparsity._drawing import (
     Allocation,
     PatternRemainder,
@@ -34,6 +35,7 @@ from lottery_tickets.sparsity._sorting import Sorting
 __all__ = [
     "Allocation",
     "Block",
+    "Ladder",
     "Layout",
     "Line",
     "MakeSelector",
@@ -51,6 +53,7 @@ __all__ = [
     "bits_above_floor",
     "check_sparsity",
     "compute_histogram_quantile",
+    "count_pairs",
     "draw_masks",
     "erk_removals",
     "extremes",
@@ -61,6 +64,7 @@ __all__ = [
     "one_or_many",
     "outlier_removals",
     "outlier_shares",
+    "rank_among",
     "rankable",
     "removals_by_weight",
     "removed_count",

@@ -15,6 +15,9 @@ from lottery_tickets.masks import PackedBits
 
 Counts = npt.NDArray[np.int64]
 
+# Bits of the first histogram.
+LEADING = 15
+
 
 class Bracketed(NamedTuple):
     """What a block says of a bracket [low, high] of magnitudes.
@@ -25,6 +28,25 @@ class Bracketed(NamedTuple):
 
     around: Counts
     inside: npt.NDArray[Any]
+
+
+class Ladder:
+    """Ascending numbers of a common length in bits, found by their leading 15.
+
+    Attributes:
+        numbers: The numbers.
+        rungs: The numbers, and one larger than any at the end.
+        shift: What leaves the leading bits, `number >> shift`.
+        starts: For each value of the leading bits, how many numbers lie below all that begin with it; their count
+            at the end.
+    """
+
+    def __init__(self, numbers: list[int], bits: int) -> None:
+        self.rungs: Counts = np.array([*numbers, np.iinfo(np.int64).max])
+        self.numbers = self.rungs[:-1]
+        self.shift = bits - LEADING
+        firsts = np.arange(1 << LEADING) << self.shift
+        self.starts = np.append(np.searchsorted(self.numbers, firsts), len(numbers)).astype(np.int32)
 
 
 def above(integers: torch.Tensor, thresholds: list[int]) -> Counts:
@@ -62,6 +84,41 @@ def bits_inside(integers: torch.Tensor, low: int, high: int, shift: int) -> Coun
     integer = weights.dtype.type
     _kernels.histogram_inside(weights, integer(low), integer(high), shift, bins)
     return bins
+
+
+def bits_by_prefix(integers: torch.Tensor, prefixes: Ladder, shift: int, finer: int) -> Counts:
+    """Histograms of the bits from `finer` up to `shift`, one for the magnitudes that begin with each prefix.
+
+    A magnitude's prefix is `magnitude >> shift`.
+    """
+    if not integers.is_cpu:
+        return _bits_by_prefix_torch(integers, prefixes, shift, finer)
+    from lottery_tickets import _kernels
+
+    counts = np.zeros((prefixes.rungs.size, 1 << (shift - finer)), np.int32)
+    rungs, starts, leading = prefixes.rungs, prefixes.starts, prefixes.shift + shift
+    _kernels.histogram_by_prefix(integers.numpy(), rungs, starts, leading, shift, finer, counts.reshape(-1))
+    return counts[:-1].astype(np.int64)
+
+
+def rank_among(integers: torch.Tensor, edges: Ladder) -> npt.NDArray[np.uint8]:
+    """How many of at most 255 edges lie below each magnitude."""
+    if not integers.is_cpu:
+        return _rank_among_torch(integers, edges)
+    from lottery_tickets import _kernels
+
+    ranks = np.empty(integers.numel(), np.uint8)
+    _kernels.rank_among(integers.numpy(), edges.rungs, edges.starts, edges.shift, ranks)
+    return ranks
+
+
+def count_pairs(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> Counts:
+    """Table of how often each byte of the first stands beside each of the second."""
+    from lottery_tickets import _kernels
+
+    counts = np.zeros((256, 256), np.int32)
+    _kernels.count_pairs(first, second, counts)
+    return counts.astype(np.int64)
 
 
 def bracket(integers: torch.Tensor, low: int, high: int, top: int) -> Bracketed:
@@ -105,6 +162,23 @@ def _bits_inside_torch(integers: torch.Tensor, low: int, high: int, shift: int) 
     magnitudes = _magnitudes(integers)
     inside = magnitudes[(magnitudes >= low) & (magnitudes <= high)].long() - low
     return torch.bincount(inside >> shift, minlength=(high - low >> shift) + 1).cpu().numpy()
+
+
+def _bits_by_prefix_torch(integers: torch.Tensor, prefixes: Ladder, shift: int, finer: int) -> Counts:
+    """One count over slots and digits; what begins with no prefix lands in a slot behind the last."""
+    magnitudes, bins = _magnitudes(integers).long(), 1 << (shift - finer)
+    rungs = torch.from_numpy(prefixes.rungs).to(integers.device)
+    found = magnitudes >> shift
+    slots = torch.bucketize(found, rungs)
+    slots = torch.where(rungs[slots] == found, slots, prefixes.numbers.size)
+    counts = torch.bincount(slots * bins + (magnitudes >> finer & bins - 1), minlength=rungs.numel() * bins)
+    by_slot: Counts = counts.view(-1, bins)[:-1].cpu().numpy()
+    return by_slot
+
+
+def _rank_among_torch(integers: torch.Tensor, edges: Ladder) -> npt.NDArray[np.uint8]:
+    numbers = torch.from_numpy(edges.numbers).to(integers.device, integers.dtype)
+    return torch.bucketize(_magnitudes(integers), numbers).to(torch.uint8).cpu().numpy()
 
 
 def _pack_kept_torch(integers: torch.Tensor, key: int, ties: int) -> torch.Tensor:

@@ -34,7 +34,7 @@ from lottery_tickets.sparsity._blocks import (
     rankable,
     refuse_nan,
 )
-from lottery_tickets.sparsity._counting import Bracketed, Counts
+from lottery_tickets.sparsity._counting import LEADING, Bracketed, Counts, Ladder
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +42,11 @@ Reduce = Callable[[Counts], Counts]
 _R = TypeVar("_R")
 NanPolicy = Literal["raise", "prune"]
 
-_LEADING = 15
 _DIGIT = 16
-# Histograms of one further digit that are counted in the same pass: half a megabyte each.
+# Most histograms of 16 bits more that are counted in one pass: half a megabyte each.
 _PREFIXES_A_PASS = 8
+# What is counted next where there are more of them, all in one pass: two kilobytes each.
+_SMALL_DIGIT = 8
 
 # Below this many weights the sample costs more than it saves.
 _BRACKET_FROM = 1 << 22
@@ -117,6 +118,10 @@ class Selection:
         """
         return [(self._weights.value_of(key), ties) for key, ties in self._radix(list(ranks))]
 
+    def keys(self, ranks: Sequence[int]) -> list[int]:
+        """The bit patterns, sign dropped, of the magnitudes at these ranks."""
+        return [key for key, _ in self._radix(list(ranks))]
+
     def lines(self, ranks: Sequence[int]) -> list[Line]:
         """Lines below which exactly `rank` weights lie, for any number of ranks from the same counts.
 
@@ -171,9 +176,9 @@ class Selection:
     def _radix(self, ranks: list[int]) -> list[tuple[int, int]]:
         """Key at each rank, and the rank among the ties at it."""
         integers = self._weights.integers
-        shift = self._weights.width - _LEADING
+        shift = self._weights.width - LEADING
         counts = self._summed(
-            lambda block: _counting.leading_bits(integers(block), shift, 1 << _LEADING), (1 << _LEADING,)
+            lambda block: _counting.leading_bits(integers(block), shift, 1 << LEADING), (1 << LEADING,)
         )
         if counts[self._weights.infinity >> shift :].any():
             infinity = [self._weights.infinity]
@@ -184,28 +189,30 @@ class Selection:
             if not 1 <= rank <= counts.sum():
                 raise SparsityError(f"No weight has rank {rank} of {counts.sum()} weights.")
         found = [_locate(counts, rank) for rank in ranks]
-        while shift:
-            finer = shift - _DIGIT
-            below = self._next_digits(sorted({prefix for prefix, _ in found}), shift, finer)
+        while shift and found:
+            prefixes = sorted({prefix for prefix, _ in found})
+            digit = min(shift, _DIGIT) if len(prefixes) <= _PREFIXES_A_PASS else _SMALL_DIGIT
+            below = self._next_digits(prefixes, shift, shift - digit)
             located = [(prefix, *_locate(below[prefix], rank)) for prefix, rank in found]
-            found = [((prefix << _DIGIT) | digit, rank) for prefix, digit, rank in located]
-            shift = finer
+            found = [((prefix << digit) | value, rank) for prefix, value, rank in located]
+            shift -= digit
         return found
 
     def _next_digits(self, prefixes: list[int], shift: int, finer: int) -> dict[int, Counts]:
         """Histogram of the next digit of the magnitudes that begin with each prefix."""
-        counts: dict[int, Counts] = {}
-        for first in range(0, len(prefixes), _PREFIXES_A_PASS):
-            lows = [prefix << shift for prefix in prefixes[first : first + _PREFIXES_A_PASS]]
+        integers = self._weights.integers
+        ladder = Ladder(prefixes, self._weights.width - shift)
+        lows = [prefix << shift for prefix in prefixes]
+        last = (1 << shift) - 1
 
-            def count(block: Block, lows: list[int] = lows) -> Counts:
-                integers = self._weights.integers(block)
-                last = (1 << shift) - 1
-                return np.stack([_counting.bits_inside(integers, low, low + last, finer) for low in lows])
+        def count(block: Block) -> Counts:
+            if len(prefixes) <= _PREFIXES_A_PASS:
+                found = integers(block)
+                return np.stack([_counting.bits_inside(found, low, low + last, finer) for low in lows])
+            return _counting.bits_by_prefix(integers(block), ladder, shift, finer)
 
-            found = self._summed(count, (len(lows), 1 << _DIGIT))
-            counts |= {low >> shift: found[index] for index, low in enumerate(lows)}
-        return counts
+        counts = self._summed(count, (len(prefixes), 1 << (shift - finer)))
+        return dict(zip(prefixes, counts, strict=True))
 
     # ---------------------------------------------------------------- by bracket
 
