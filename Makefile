@@ -44,6 +44,7 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/criteria.py
 	$(BIN)/python benchmarks/rank_correlation.py
 	$(BIN)/python benchmarks/early_bird_check.py
+	$(BIN)/python benchmarks/early_bird_memory.py
 	$(BIN)/python benchmarks/tables.py
 
 clean: ## Remove everything the targets made in the tree

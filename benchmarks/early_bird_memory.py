@@ -52,9 +52,15 @@ QWEN_BATCH, QWEN_LENGTH = 2, 512
 RATIO_BAR, QWEN_BAR = 1.25, 36e9
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENS = {"float32": 128, "bfloat16": 8}  # backward passes in bfloat16 are slow on CPUs
-OURS = {"sgd": {}, "sgd, momentum": {"momentum": 0.9}, "sgd, global clipping": {"clip": "global"}, "adamw": {}}
-TORCH: dict[str, Callable[..., torch.optim.Optimizer]] = {
+OURS: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "sgd, momentum": {"momentum": 0.9},
+    "sgd, global clipping": {"clip": "global"},
+    "adamw": {},
+}
+TORCH = {
     "torch sgd": torch.optim.SGD,
+    "torch sgd, checkpointed": torch.optim.SGD,
     "torch adamw": torch.optim.AdamW,
 }
 
@@ -72,7 +78,8 @@ def step(model: nn.Module, way: str, tokens: int) -> None:
     ids = torch.arange(tokens).remainder(64)[None]
     if way in TORCH:
         optimizer = TORCH[way](model.parameters(), lr=1e-4)
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        with checkpointed(model, "checkpointed" in way):
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         optimizer.step()
         return
     kind, options = way.partition(",")[0], OURS[way]
@@ -93,17 +100,17 @@ def prepare(way: str, dtype: str) -> Callable[[], object]:
     return lambda: step(model, way, TOKENS[dtype])
 
 
-def predicted(model: nn.Module, way: str, batch: int, length: int) -> Any:
+def predicted(model: nn.Module, way: str, batch: int, length: int, device: str) -> Any:
     """By the arithmetic of the library, as `step` trains."""
-    kind, options, ours = way.partition(",")[0], OURS.get(way, {}), way in OURS
     return training_bytes(
         model,
         batch_size=batch,
         sequence_length=length,
-        optimizer=kind,
-        **options,
-        checkpointing=ours,
-        chunked_loss=ours,
+        optimizer=way.partition(",")[0],
+        **OURS.get(way, {}),
+        checkpointing=way not in TORCH or "checkpointed" in way,
+        chunked_loss=way not in TORCH,
+        device=device,
     )
 
 
@@ -124,7 +131,7 @@ def measured(dtype: str, ways: list[str]) -> list[dict[str, Any]]:
                 "peak_bytes": peak,
                 "ratio": peak / weights,
                 "bar": RATIO_BAR if way == "sgd" else None,
-                "predicted_bytes": predicted(shapes, way, 1, TOKENS[dtype])["peak"],
+                "predicted_bytes": predicted(shapes, way, 1, TOKENS[dtype], "cpu")["peak"],
             }
         )
     return rows
@@ -137,7 +144,7 @@ def qwen() -> list[dict[str, Any]]:
     with torch.device("meta"):
         model = Qwen2ForCausalLM._from_config(Qwen2Config(**QWEN_14B), dtype=torch.bfloat16)
     ways = [*OURS, "adamw8bit", *TORCH]
-    return [{"way": way, **predicted(model, way, QWEN_BATCH, QWEN_LENGTH)} for way in ways]
+    return [{"way": way, **predicted(model, way, QWEN_BATCH, QWEN_LENGTH, "cuda")} for way in ways]
 
 
 def measured_table(rows: list[dict[str, Any]]) -> Table:
@@ -182,8 +189,16 @@ def main() -> None:
     predictions = qwen()
     console.print(measured_table(rows))
     console.print(qwen_table(predictions))
-    results = {"model": HALF_BILLION, "rows": rows, "qwen": predictions, "qwen_bar_bytes": QWEN_BAR}
-    results |= {"qwen_batch": QWEN_BATCH, "qwen_length": QWEN_LENGTH}
+    results = {
+        "model": HALF_BILLION,
+        "weights": rows[0]["weights_bytes"] // DTYPES[rows[0]["dtype"]].itemsize,
+        "ratio_bar": RATIO_BAR,
+        "rows": rows,
+        "qwen": predictions,
+        "qwen_batch": QWEN_BATCH,
+        "qwen_length": QWEN_LENGTH,
+        "qwen_bar_bytes": QWEN_BAR,
+    }
     console.print(machine() if quick else f"written to {write_results('early_bird_memory', results)}")
 
 

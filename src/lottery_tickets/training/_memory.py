@@ -18,7 +18,8 @@ _SINGLE = 4  # bytes of a float32
 _GIB = 1 << 30
 # torchao keeps a scale for every 256 weights and a table of 256 values; smaller or odd tensors stay in float32.
 _SCALED, _SMALLEST_8BIT = 256, 4096
-_UPDATE_BUFFERS = 5
+# Buffers of a block's length that an update takes: numba rounds in place, torch in integers of 8 bytes.
+_BUFFERS, _BUFFERS_ELSEWHERE = 5, 16
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def training_bytes(
     micro_batches: bool = False,
     checkpointing: bool = True,
     chunked_loss: bool = True,
+    device: str | None = None,
 ) -> TrainingBytes:
     r"""Memory of a training step from shapes alone: no weight is read, so the model may be on the meta device.
 
@@ -89,6 +91,8 @@ def training_bytes(
         micro_batches: Whether gradients are accumulated over several backward passes.
         checkpointing: Whether activations are made again on the way back.
         chunked_loss: Whether the loss is this library's; transformers' own computes in float32 copies.
+        device: Type of the device that will train, "cpu" or another; by default the parameters' own, and an
+            accelerator if that is "meta".
 
     Returns:
         The items, named, in bytes.
@@ -142,7 +146,7 @@ def training_bytes(
     if in_backward:
         for name, held in _gradients_by_moment(model, trainable).items():
             moments[name] = {**moments[name], "gradients": held}
-    update = _update_bytes(trainable, optimizer)
+    update = _update_bytes(trainable, optimizer, device)
     highest = max(sum(items.values()) for items in moments.values())
     return {
         "throughout": throughout,
@@ -225,7 +229,7 @@ def _state_bytes(parameter: nn.Parameter, optimizer: Kind, momentum: float) -> i
     return 2 * count * max(width, _SINGLE)
 
 
-def _update_bytes(trainable: list[nn.Parameter], optimizer: Kind) -> int:
+def _update_bytes(trainable: list[nn.Parameter], optimizer: Kind, device: str | None) -> int:
     """What one update needs beside the parameter and its gradient."""
     if not trainable:
         return 0
@@ -233,8 +237,9 @@ def _update_bytes(trainable: list[nn.Parameter], optimizer: Kind) -> int:
     if optimizer == "torch sgd":
         return 0
     if optimizer == "sgd":
-        block = BLOCK if largest.device.type == "cpu" else BLOCK_ELSEWHERE
-        return _UPDATE_BUFFERS * _SINGLE * min(block, largest.numel())
+        on_cpu = (device or largest.device.type) == "cpu"
+        block, buffers = (BLOCK, _BUFFERS) if on_cpu else (BLOCK_ELSEWHERE, _BUFFERS_ELSEWHERE)
+        return buffers * _SINGLE * min(block, largest.numel())
     # AdamW's denominator; halves are lent, and their gradients widened, in float32.
     wide = largest.numel() * max(_SINGLE, largest.element_size())
     return wide * (3 if largest.dtype in HALVES and optimizer != "torch adamw" else 1)

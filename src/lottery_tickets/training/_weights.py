@@ -17,7 +17,7 @@ HALVES = (torch.bfloat16, torch.float16)
 # Elements computed at a time: some buffers of float32 of this length are all that an update adds to memory. On the
 # CPU they stay in its caches, and small ones leave no holes between gradients on the heap; elsewhere every block
 # costs a few launches.
-BLOCK, BLOCK_ELSEWHERE = 1 << 17, 1 << 24
+BLOCK, BLOCK_ELSEWHERE = 1 << 17, 1 << 22
 
 
 def check_precision(precision: str) -> None:
@@ -83,17 +83,23 @@ def write(
 
 def norm_of(gradient: torch.Tensor) -> torch.Tensor:
     """Euclidean norm, in float32 at least; halves are widened block by block."""
+    norm: torch.Tensor
     if not is_half(gradient):
-        norm: torch.Tensor = torch.linalg.vector_norm(gradient)
+        norm = torch.linalg.vector_norm(gradient)
         return norm
-    parts = [torch.linalg.vector_norm(block.parts[0].float()) for block in blocks(gradient)]
-    return combined(parts, gradient)
+    # One buffer for all blocks: a new one beside each small result would leave the old ones as holes on the heap.
+    parts = [block.parts[0] for block in blocks(gradient)]
+    wide = gradient.new_empty(max((part.numel() for part in parts), default=0), dtype=torch.float32)
+    norms = gradient.new_zeros(len(parts), dtype=torch.float32)
+    for index, part in enumerate(parts):
+        torch.linalg.vector_norm(wide[: part.numel()].view(part.shape).copy_(part), out=norms[index])
+    return combined(list(norms))
 
 
-def combined(norms: Sequence[torch.Tensor], like: torch.Tensor | None = None) -> torch.Tensor:
+def combined(norms: Sequence[torch.Tensor]) -> torch.Tensor:
     """Norm of all from the norms of the parts."""
     if not norms:
-        return torch.zeros((), device=None if like is None else like.device)
+        return torch.zeros(())
     norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([one.to(norms[0].device) for one in norms]))
     return norm
 
