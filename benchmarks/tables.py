@@ -85,15 +85,15 @@ the most and are left out; `python benchmarks/criteria.py --all` takes them in.
 
 `MagnitudeRanks` holds one byte a weight and knows a magnitude to one of 256 ranks; Spearman's correlation of the
 magnitudes themselves comes from scipy, which sorts them. SmolLM2 is the linear layers of its first blocks, beside
-themselves with Gaussian noise of a share of each tensor's standard deviation; LeNet-300-100 is trained on MNIST digits
-by SGD and compared from one epoch to the next.
+themselves with Gaussian noise of a share of each tensor's standard deviation; LeNet-300-100 is trained on MNIST
+digits by SGD and compared from one epoch to the next.
 
 {agreement_table(ranks)}
 
 ## A check for early birds
 
-Each part on {ranks["check"]["numel"] // 10**6}M random weights in float32 at sparsity {ranks["check"]["sparsity"]},
-medians; the unit is one parallel read pass over them. Movement looks at a sample, so its time does not grow with
+Each part on {ranks["check"]["numel"] // 10**6}M random weights in float32 at sparsity
+{ranks["check"]["sparsity"]}, medians; the unit is one parallel read pass over them. Movement looks at a sample, so its time does not grow with
 the model.
 
 {check_table(ranks)}
