@@ -304,6 +304,16 @@ def test_another_configuration_is_refused_key_by_key(tmp_path):
     assert held(tmp_path)[1] == 0
 
 
+def test_a_run_that_saved_nothing_has_no_configuration_to_keep(tmp_path):
+    with opened(tmp_path) as run:
+        run.record({"value": 0})
+    with opened(tmp_path, learning_rate=0.01) as run:
+        assert run.lines == []
+        save(run, 0)
+    with pytest.raises(RunFolderError, match=r"learning_rate: 0\.01 there, 0\.1 now"), opened(tmp_path):
+        pass
+
+
 def test_a_run_is_not_started_anew_over_another(tmp_path):
     with RunFolder.open(tmp_path, CONFIGURATION, resume=False) as run:
         run.record({"value": 0})

@@ -205,10 +205,10 @@ def _state_folders(folder: Path) -> list[Path]:
 
 
 def _claim(folder: Path, configuration: dict[str, Any]) -> None:
-    """Write the configuration, or compare it with the one that is there."""
-    path = folder / _CONFIG
-    if not path.exists():
-        if _state_folders(folder):
+    """Write the configuration, or compare it with the one of the states that are there."""
+    path, states = folder / _CONFIG, _state_folders(folder)
+    if not states or not path.exists():
+        if states:
             raise RunFolderError(
                 f"{path} is missing, so the states beside it belong to an unknown run; move them away."
             )
