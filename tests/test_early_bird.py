@@ -131,6 +131,16 @@ def test_distances_are_those_of_the_masks():
             assert distance == differing / one.numel
 
 
+def test_a_trainer_that_replaces_parameters_is_followed():
+    def train(model, data, epochs):
+        model[0].weight = nn.Parameter(model[0].weight.detach() + 0.1)
+
+    model = mlp()
+    results = search(model, trainer_fn=train, learning_rate=None, max_epochs=2)
+    assert results["final_mask"] == create_magnitude_mask(model, 0.5)
+    assert results["checkpoints"][-1]["moved_fraction"] == 512 / 640
+
+
 @pytest.mark.parametrize("criterion", ["window", "queue", "rank_correlation"])
 def test_every_criterion_ends(criterion):
     results = search(criterion=criterion, max_epochs=12)

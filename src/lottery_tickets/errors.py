@@ -68,7 +68,7 @@ class TrainingMemoryError(TrainingError, RuntimeError):
 
 
 class NonfiniteLossError(TrainingError):
-    """A loss or a gradient that is NaN or infinite; the weights are those from before it."""
+    """A loss or a gradient that is NaN or infinite; what it would have moved has not moved."""
 
 
 class RunFolderError(LotteryTicketError, RuntimeError):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lottery_tickets.errors import RunFolderError
 from lottery_tickets.runs import RandomState, decoded, encoded, private_random_state, seed_everything
@@ -36,6 +39,7 @@ def same(a, b) -> bool:
         None,
         {"a": [1, (2.5, "x", True)], 3: {}, "3": ()},
         {"map": 1, "tensor": {"tuple": []}},
+        {"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}, 1: torch.ones(2), "1": torch.zeros(2)},
         {
             "state": {0: {"step": torch.tensor(3.0), "average": torch.ones(2, 3).bfloat16()}},
             "groups": [{"lr": 1e-3}],
@@ -43,6 +47,34 @@ def same(a, b) -> bool:
     ],
 )
 def test_what_goes_in_comes_out(value):
+    assert same(value, there_and_back(value))
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.builds(
+        lambda shape, dtype: torch.arange(math.prod(shape)).reshape(shape).to(dtype),
+        st.lists(st.integers(0, 3), max_size=3),
+        st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8]),
+    )
+)
+NESTED = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.integers() | st.text(), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(NESTED)
+def test_whatever_goes_in_comes_out(value):
     assert same(value, there_and_back(value))
 
 

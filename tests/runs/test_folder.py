@@ -94,6 +94,25 @@ def test_numbers_come_back_bit_for_bit(tmp_path):
         ]
 
 
+def test_tensors_of_any_layout_are_written(tmp_path):
+    base = torch.arange(12.0)
+    tensors = {
+        "base": base,
+        "same": base,
+        "part": base[3:7],
+        "turned": base.view(3, 4).t(),
+        "channels last": torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        "empty": torch.zeros(0, 3),
+        "one": torch.tensor(1, dtype=torch.int64),
+        "needs gradients": torch.ones(2, requires_grad=True),
+    }
+    with opened(tmp_path) as run:
+        run.save({}, {"some": tensors, "none": {}})
+        for name, tensor in run.state.tensors("some").items():
+            assert torch.equal(tensor, tensors[name])
+        assert run.state.tensors("none") == {}
+
+
 # --- Killed, or without room ---
 
 
@@ -283,6 +302,16 @@ def test_another_configuration_is_refused_key_by_key(tmp_path):
     )
     assert "seed" not in message
     assert held(tmp_path)[1] == 0
+
+
+def test_a_run_that_saved_nothing_has_no_configuration_to_keep(tmp_path):
+    with opened(tmp_path) as run:
+        run.record({"value": 0})
+    with opened(tmp_path, learning_rate=0.01) as run:
+        assert run.lines == []
+        save(run, 0)
+    with pytest.raises(RunFolderError, match=r"learning_rate: 0\.01 there, 0\.1 now"), opened(tmp_path):
+        pass
 
 
 def test_a_run_is_not_started_anew_over_another(tmp_path):

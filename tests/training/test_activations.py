@@ -107,6 +107,23 @@ def test_what_the_user_switched_on_stays_on():
     assert attributes(model) == before
 
 
+def test_running_statistics_count_a_batch_once():
+    torch.manual_seed(0)
+    model, ids = Stack(), torch.randn(6, 5)
+    model.layers.append(nn.BatchNorm1d(5))
+    other = copy.deepcopy(model)
+    with checkpointed(model) as active:
+        assert active
+        torch.manual_seed(1)  # of dropout
+        model(ids).sum().backward()
+    torch.manual_seed(1)
+    other(ids).sum().backward()
+    assert torch.equal(model.layers[3].running_mean, other.layers[3].running_mean)
+    only = nn.ModuleDict({"norms": nn.ModuleList([nn.BatchNorm1d(5)])})
+    with pytest.raises(TrainingError, match="twice"), checkpointed(only, True):
+        pass
+
+
 def test_models_without_blocks():
     model = nn.Linear(2, 2)
     assert blocks_of(model) == []

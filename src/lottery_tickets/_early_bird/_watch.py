@@ -109,11 +109,11 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module, settings: Settings, masks_folder: Path | None) -> None:
-        self._settings, self._folder = settings, masks_folder
-        self._tensors = prunable_parameters(model, settings.include, settings.exclude)
+        self._model, self._settings, self._folder = model, settings, masks_folder
+        tensors = self._tensors()
         self._birds = [_Bird(sparsity, settings) for sparsity in settings.sparsities]
-        self._probe = MovementProbe(self._tensors, seed=settings.seed)
-        self._ranks = MagnitudeRanks(self._tensors) if settings.criterion == "rank_correlation" else None
+        self._probe = MovementProbe(tensors, seed=settings.seed)
+        self._ranks = MagnitudeRanks(tensors) if settings.criterion == "rank_correlation" else None
         self.looks = 0
 
     @property
@@ -141,9 +141,10 @@ class Watch:
         began = time.perf_counter()
         birds = [bird for bird in self._birds if not bird.settled]
         sparsities = [bird.sparsity for bird in birds]
-        masks = create_magnitude_mask(self._tensors, sparsities, progress=False)
-        movement = self._probe.update(self._tensors, sparsities)
-        correlation = None if self._ranks is None else self._ranks.update(self._tensors)
+        tensors = self._tensors()
+        masks = create_magnitude_mask(tensors, sparsities, progress=False)
+        movement = self._probe.update(tensors, sparsities)
+        correlation = None if self._ranks is None else self._ranks.update(tensors)
         moved = None if movement is None else movement.moved_fraction
         for bird, mask in zip(birds, masks, strict=True):
             null = None if movement is None else movement.by_sparsity[bird.sparsity]
@@ -201,6 +202,10 @@ class Watch:
             self._ranks.load_state_dict(state["ranks"])
         for bird, saved in zip(self._birds, state["birds"], strict=True):
             bird.load(saved, [line for line in lines if line["target_sparsity"] == bird.sparsity])
+
+    def _tensors(self) -> dict[str, nn.Parameter]:
+        # Asked for anew at every look: a user's training may put other parameters in the places of these.
+        return prunable_parameters(self._model, self._settings.include, self._settings.exclude)
 
     def _keep(self, bird: _Bird, epoch: int, step: int | None) -> None:
         """The mask as a ticket file, if every one is to be kept."""

@@ -43,8 +43,9 @@ def encoded(value: Any, tensors: dict[str, torch.Tensor], name: str = "") -> Jso
                 f"{name} is a {type(value).__name__}, which no safetensors file can hold. Run without run_dir, or "
                 "with another optimizer."
             )
-        tensors[name] = value.detach()
-        return {_TENSOR: name}
+        unused = name if name not in tensors else f"{name} ({len(tensors)})"
+        tensors[unused] = value.detach()
+        return {_TENSOR: unused}
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, (int, str)):

@@ -163,8 +163,7 @@ class RunFolder:
         try:
             with creating_folder(folder) as temporary:
                 for group, named in tensors.items():
-                    contiguous = {name: tensor.detach().contiguous() for name, tensor in named.items()}
-                    save_file(contiguous, temporary / f"{group}.safetensors")
+                    save_file(_apart(named), temporary / f"{group}.safetensors")
                 (temporary / _STATE).write_text(json.dumps(content), encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise self._unwritten("the state", error) from error
@@ -178,6 +177,18 @@ class RunFolder:
             f"{self.path}: {what} could not be written ({error}). The folder holds {last}; make room and call "
             "again, and the run goes on from there."
         )
+
+
+def _apart(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous tensors that share no memory, as the file format asks for; copied where they do."""
+    memories: set[int] = set()
+    found = {}
+    for name, tensor in named.items():
+        own = tensor.detach().contiguous()
+        memory = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if memory in memories else own
+        memories.add(memory)
+    return found
 
 
 def _remove_remains(folder: Path) -> None:
@@ -194,10 +205,10 @@ def _state_folders(folder: Path) -> list[Path]:
 
 
 def _claim(folder: Path, configuration: dict[str, Any]) -> None:
-    """Write the configuration, or compare it with the one that is there."""
-    path = folder / _CONFIG
-    if not path.exists():
-        if _state_folders(folder):
+    """Write the configuration, or compare it with the one of the states that are there."""
+    path, states = folder / _CONFIG, _state_folders(folder)
+    if not states or not path.exists():
+        if states:
             raise RunFolderError(
                 f"{path} is missing, so the states beside it belong to an unknown run; move them away."
             )

@@ -21,7 +21,8 @@ def checkpointed(model: nn.Module, checkpointing: Checkpointing = "auto") -> Ite
 
     A transformers model is asked to (`gradient_checkpointing_enable`, not reentrant); it does so in training mode
     only, and where it does already it is left alone. Of any other model the members of its module lists are
-    checkpointed, in every mode. Either way the model is as before afterwards.
+    checkpointed, in every mode, but for those that keep running statistics of their inputs. Either way the model
+    is as before afterwards.
 
     Args:
         model: Any module.
@@ -32,7 +33,7 @@ def checkpointed(model: nn.Module, checkpointing: Checkpointing = "auto") -> Ite
         Whether activations are checkpointed.
 
     Raises:
-        TrainingError: Another value, or True for a model without module lists.
+        TrainingError: Another value, or True for a model with nothing to checkpoint.
     """
     if checkpointing not in (True, False, "auto"):
         raise TrainingError(f"gradient_checkpointing is 'auto', True or False; got {checkpointing!r}.")
@@ -44,11 +45,11 @@ def checkpointed(model: nn.Module, checkpointing: Checkpointing = "auto") -> Ite
         with _by_its_own_means(model):
             yield True
     else:
-        blocks = blocks_of(model)
+        blocks = [block for block in blocks_of(model) if not _counts(block)]
         if not blocks and checkpointing is True:
             raise TrainingError(
-                f"{type(model).__name__} has no module list whose members could be checkpointed; 'auto' goes "
-                "on without."
+                f"{type(model).__name__} has no module list with members that could be checkpointed (running "
+                "statistics, as of batch normalisation, would count each batch twice); 'auto' goes on without."
             )
         with checkpointed_blocks(blocks):
             yield bool(blocks)
@@ -80,6 +81,11 @@ def blocks_of(model: nn.Module) -> list[Any]:
 
     walk(model)
     return list(dict.fromkeys(found))
+
+
+def _counts(block: nn.Module) -> bool:
+    """Whether a second forward pass would change its buffers."""
+    return any(getattr(module, "track_running_stats", False) for module in block.modules())
 
 
 def _is_checkpointing(model: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lottery_tickets.errors import MissingExtraError, TrainingError
 from lottery_tickets.training._fused_sgd import FusedSGD, check_parameters
-from lottery_tickets.training._passes import Clip, Passes
+from lottery_tickets.training._passes import Clip, Passes, check_loss
 from lottery_tickets.training._rounding import key_of
 from lottery_tickets.training._weights import (
     Precision,
@@ -162,6 +162,7 @@ class AfterBackward:
 
     def accumulate(self, loss: torch.Tensor) -> None:
         """Go back from a micro-batch's loss; gradients add up in `.grad`."""
+        check_loss(loss)
         torch.autograd.backward(loss)
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -171,7 +171,7 @@ def backward_pass(
         TrainingError: A loss without a graph or of several numbers, gradients that are already there, a sparse
             gradient, or a parameter whose gradient comes in parts.
     """
-    _check_loss(loss)
+    check_loss(loss)
     wanted = {index: parameter for index, (_, parameter) in enumerate(named) if parameter.requires_grad}
     left_over = [named[index][0] for index, parameter in wanted.items() if parameter.grad is not None]
     if left_over:
@@ -207,7 +207,8 @@ def backward_pass(
             parameter.grad = None
 
 
-def _check_loss(loss: torch.Tensor) -> None:
+def check_loss(loss: torch.Tensor) -> None:
+    """Raise TrainingError for what has no gradients."""
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise TrainingError(f"A loss is a tensor of one number, got {shape}. Take the mean first.")
