@@ -92,9 +92,9 @@ digits by SGD and compared from one epoch to the next.
 
 ## A check for early birds
 
-Each part on {ranks["check"]["numel"] // 10**6}M random weights in float32 at sparsity
-{ranks["check"]["sparsity"]}, medians; the unit is one parallel read pass over them. Movement looks at a sample, so
-its time does not grow with the model.
+Each part on {ranks["check"]["numel"] // 10**6}M random weights in float32 at
+sparsity {ranks["check"]["sparsity"]}, medians; the unit is one parallel read pass over them. Movement looks at a
+sample, so its time does not grow with the model.
 
 {check_table(ranks)}
 

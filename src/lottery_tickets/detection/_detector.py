@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from numbers import Real
 from types import EllipsisType
 from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
-from lottery_tickets.detection._distance import chance_distance, default_threshold, differing_bits
+from lottery_tickets.detection._arguments import checked_between, checked_integer, checked_threshold
+from lottery_tickets.detection._distance import differing_bits, settled_threshold
 from lottery_tickets.errors import DetectionError, MaskMismatchError
 from lottery_tickets.masks import Mask, as_mask
 from lottery_tickets.sparsity import check_sparsity, removed_count
@@ -117,20 +117,20 @@ class EarlyBirdDetector:
         if criterion not in get_args(Criterion):
             raise DetectionError(f"criterion is one of {', '.join(get_args(Criterion))}, got {criterion!r}.")
         self._criterion: Criterion = criterion
-        self._window = _WINDOWS[criterion] if window is None else _checked_window(window, criterion)
-        self._asked_threshold = None if threshold is None else _checked_threshold(threshold)
+        self._window = _checked_window(criterion, window)
+        self._asked_threshold = None if threshold is None else checked_threshold(threshold)
         self._asked_sparsity = None if sparsity is None else check_sparsity(sparsity)
         self._threshold: Fraction | None = None
         self._masks: deque[Mask] = deque(maxlen=self._window - 1 if criterion == "queue" else 1)
         # One entry for each of the last checks that had one before them.
         self._differing: deque[int] = deque(maxlen=self._window)
         self._correlations: deque[float | None] = deque(maxlen=self._window)
-        self._moved: deque[float | None] = deque(maxlen=max(1, self._checks_judged))
+        self._moved: deque[float | None] = deque(maxlen=self._checks_judged)
         self._checks = 0
         if self._by_correlation:
             self._threshold = Fraction(str(_CORRELATION)) if threshold is None else self._asked_threshold
         elif self._asked_sparsity is not None:
-            self._threshold = self._settled_threshold(Fraction(str(self._asked_sparsity)))
+            self._threshold = settled_threshold(self._asked_threshold, Fraction(str(self._asked_sparsity)))
 
     # ---------------------------------------------------------------- looking at it
 
@@ -190,7 +190,7 @@ class EarlyBirdDetector:
         """
         mask = as_mask(mask)
         rho = self._checked_correlation(correlation)
-        moved = None if moved_fraction is None else _checked_fraction(moved_fraction, "moved_fraction")
+        moved = None if moved_fraction is None else checked_between(moved_fraction, "moved_fraction", 0, 1)
         threshold = self._threshold_for(mask)
         by_mask = [differing_bits(mask, kept) for kept in self._masks]
         differing = [sum(bits.values()) for bits in by_mask]
@@ -222,16 +222,14 @@ class EarlyBirdDetector:
             return False, still
         if self._by_correlation:
             return self._judge_correlations()
-        wanted = self._checks_judged
-        judged = differing if self._criterion == "queue" else list(self._differing)
-        what = "masks of the queue are" if self._criterion == "queue" else "last distances are"
-        distances = [Fraction(bits, numel) for bits in judged]
+        queue = self._criterion == "queue"
+        distances = [Fraction(bits, numel) for bits in (differing if queue else self._differing)]
         near = sum(self._within(distance, threshold) for distance in distances)
-        bound = f"{'within' if self._criterion == 'queue' else 'below'} {float(threshold):.4g}"
-        farthest = f"the largest distance is {float(max(distances)):.4g}"
-        if near == wanted:
-            return True, f"settled: {near} of {wanted} {what} {bound}, {farthest}"
-        return False, f"{near} of {wanted} {what} {bound}, {farthest}"
+        what = "masks of the queue are within" if queue else "last distances are below"
+        found = f"{near} of {self._checks_judged} {what} {float(threshold):.4g}"
+        return self._verdict(
+            near == self._checks_judged, f"{found}, the largest distance is {float(max(distances)):.4g}"
+        )
 
     def _judge_correlations(self) -> tuple[bool, str]:
         assert self._threshold is not None
@@ -240,8 +238,11 @@ class EarlyBirdDetector:
             return False, "rank correlation is not defined: all magnitudes rank alike, or it could not be computed"
         high = sum(rho is not None and rho >= bound for rho in self._correlations)
         found = f"{high} of {self._window} last rank correlations are at least {bound:.4g}"
-        latest = f"the latest is {self._correlations[-1]:.4g}"
-        return high == self._window, f"{'settled: ' if high == self._window else ''}{found}, {latest}"
+        return self._verdict(high == self._window, f"{found}, the latest is {self._correlations[-1]:.4g}")
+
+    @staticmethod
+    def _verdict(settled: bool, figures: str) -> tuple[bool, str]:
+        return settled, f"settled: {figures}" if settled else figures
 
     def _standing_still(self, threshold: Fraction) -> str | None:
         """Why the masks cannot but agree, if at a judged check too few weights moved; else None."""
@@ -289,25 +290,7 @@ class EarlyBirdDetector:
             )
         if self._threshold is not None:
             return self._threshold
-        return self._settled_threshold(Fraction(removed, numel) if numel else Fraction(0))
-
-    def _settled_threshold(self, sparsity: Fraction) -> Fraction:
-        """The asked or default threshold, if it tells settled masks of this sparsity from random ones."""
-        chance, default = chance_distance(sparsity), default_threshold(sparsity)
-        if not chance:
-            raise DetectionError(
-                f"Masks of sparsity {float(sparsity):.4g} keep all weights or none, so they cannot differ; draw "
-                "them with a sparsity above 0 and below 1."
-            )
-        if self._asked_threshold is None:
-            return default
-        if self._asked_threshold >= chance:
-            raise DetectionError(
-                f"threshold {float(self._asked_threshold):.6g} is met by chance: two random masks of sparsity "
-                f"{float(sparsity):.4g} differ by {float(chance):.6g} of their bits on average. The largest "
-                f"sensible threshold there is the default, {float(default):.6g}."
-            )
-        return self._asked_threshold
+        return settled_threshold(self._asked_threshold, Fraction(removed, numel) if numel else Fraction(0))
 
     def _checked_correlation(self, correlation: float | EllipsisType | None) -> float | None:
         if isinstance(correlation, EllipsisType):
@@ -317,13 +300,7 @@ class EarlyBirdDetector:
                     "first; MagnitudeRanks.update(tensors) computes it."
                 )
             return None
-        if correlation is None:
-            return None
-        if not (_is_real(correlation) and -1 <= correlation <= 1):
-            raise DetectionError(
-                f"A correlation lies in [-1, 1], got {correlation!r}; None says it is not defined."
-            )
-        return float(correlation)
+        return None if correlation is None else checked_between(correlation, "correlation", -1, 1)
 
     # ---------------------------------------------------------------- kept and taken up again
 
@@ -358,7 +335,7 @@ class EarlyBirdDetector:
             state: What `state_dict` gave; masks may have been saved and loaded.
 
         Raises:
-            DetectionError: A state of another version or of other settings.
+            DetectionError: A state of another version, of other settings or without its masks.
         """
         record = state["record"]
         if record.get("version") != _STATE_VERSION:
@@ -370,12 +347,18 @@ class EarlyBirdDetector:
                 f"The state is of a detector with settings {record['settings']}, this one has {self._settings()}; "
                 "make one with the same settings."
             )
+        expected = min(record["checks"], self._masks.maxlen or 0)
+        if len(state["masks"]) != expected:
+            raise DetectionError(
+                f"After {record['checks']} checks a detector of {self._criterion!r} holds {expected} masks, the "
+                f"state has {len(state['masks'])}."
+            )
         self._threshold = None if record["threshold"] is None else Fraction(record["threshold"])
         self._checks = record["checks"]
         self._differing = deque(record["differing"], self._differing.maxlen)
         self._correlations = deque(record["correlations"], self._correlations.maxlen)
         self._moved = deque(record["moved"], self._moved.maxlen)
-        self._masks = deque(state["masks"], self._masks.maxlen)
+        self._masks = deque(map(as_mask, state["masks"]), self._masks.maxlen)
 
     def _settings(self) -> dict[str, Any]:
         threshold = self._asked_threshold
@@ -387,24 +370,7 @@ class EarlyBirdDetector:
         }
 
 
-def _checked_window(window: int, criterion: Criterion) -> int:
-    least = 2 if criterion == "queue" else 1
-    if not isinstance(window, int) or isinstance(window, bool) or window < least:
-        raise DetectionError(f"window of {criterion!r} is an integer of at least {least}, got {window!r}.")
-    return window
-
-
-def _checked_threshold(threshold: float) -> Fraction:
-    if not (_is_real(threshold) and 0 < threshold < 1):
-        raise DetectionError(f"threshold lies above 0 and below 1, got {threshold!r}.")
-    return Fraction(str(threshold))
-
-
-def _checked_fraction(number: float, what: str) -> float:
-    if not (_is_real(number) and 0 <= number <= 1):
-        raise DetectionError(f"{what} is a fraction in [0, 1], got {number!r}.")
-    return float(number)
-
-
-def _is_real(number: object) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool)
+def _checked_window(criterion: Criterion, window: int | None) -> int:
+    if window is None:
+        return _WINDOWS[criterion]
+    return checked_integer(window, f"window of {criterion!r}", least=2 if criterion == "queue" else 1)

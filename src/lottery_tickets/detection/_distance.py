@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from lottery_tickets.errors import MaskMismatchError
+from lottery_tickets.errors import DetectionError, MaskMismatchError
 from lottery_tickets.masks import Mask, count_different
 
 # You et al. tell birds by 0.1; that is at most this share of chance at sparsities 0.3 to 0.7, which they prune to.
@@ -45,6 +45,29 @@ def default_threshold(sparsity: Fraction | float) -> Fraction:
     0.1 / 0.42 of the chance distance there; beyond, the same share of the chance distance.
     """
     return _DISTANCE * min(Fraction(1), chance_distance(sparsity) / _CHANCE_AT_EDGE)
+
+
+def settled_threshold(asked: Fraction | None, sparsity: Fraction) -> Fraction:
+    """The asked or the default threshold, if it tells settled masks of this sparsity from random ones.
+
+    Raises:
+        DetectionError: Random masks reach it, or masks of this sparsity are all the same.
+    """
+    chance, default = chance_distance(sparsity), default_threshold(sparsity)
+    if not chance:
+        raise DetectionError(
+            f"Masks of sparsity {float(sparsity):.4g} keep all weights or none, so they cannot differ; draw them "
+            "with a sparsity above 0 and below 1."
+        )
+    if asked is None:
+        return default
+    if asked >= chance:
+        raise DetectionError(
+            f"threshold {float(asked):.6g} is met by chance: two random masks of sparsity {float(sparsity):.4g} "
+            f"differ by {float(chance):.6g} of their bits on average. The largest sensible threshold there is the "
+            f"default, {float(default):.6g}."
+        )
+    return asked
 
 
 def _exactly(number: Fraction | float) -> Fraction:

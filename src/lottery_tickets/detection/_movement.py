@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lottery_tickets.detection._arguments import checked_integer
 from lottery_tickets.detection._shapes import Shapes, checked, shapes_of
 from lottery_tickets.errors import DetectionError, WeightsError
 from lottery_tickets.masks import PackedBits, count_different
@@ -126,9 +127,9 @@ class MovementProbe:
         permutations: int = _PERMUTATIONS,
     ) -> None:
         self._shapes = shapes_of(tensors)
-        self._size = _checked_integer(size, "size", least=2)
-        self._seed = _checked_integer(seed, "seed", least=0)
-        self._permutations = _checked_integer(permutations, "permutations", least=2)
+        self._size = checked_integer(size, "size", least=2)
+        self._seed = checked_integer(seed, "seed", least=0)
+        self._permutations = checked_integer(permutations, "permutations", least=2)
         self._numel = sum(shape.numel() for shape in self._shapes.values())
         self._positions = _sample(self._shapes, self._size, self._seed)
         self._before: _Values | None = None
@@ -301,11 +302,7 @@ def _draw(numel: int, count: int, source: np.random.Philox) -> _Positions:
     while drawn.size < count:
         # Raw output, because a saved run must find the same positions with any later numpy.
         fractions = (source.random_raw(count - drawn.size) >> np.uint64(11)) * 2.0**-53
-        drawn = np.unique(np.concatenate([drawn, (fractions * numel).astype(np.int64)]))
+        drawn = np.concatenate([drawn, np.sort((fractions * numel).astype(np.int64))])
+        drawn.sort(kind="stable")  # merges the two sorted runs
+        drawn = drawn[np.append(True, drawn[1:] != drawn[:-1])]
     return drawn
-
-
-def _checked_integer(number: int, what: str, *, least: int) -> int:
-    if not isinstance(number, int) or isinstance(number, bool) or number < least:
-        raise DetectionError(f"{what} is an integer of at least {least}, got {number!r}.")
-    return number
