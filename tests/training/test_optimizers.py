@@ -156,15 +156,14 @@ def test_eight_bits_need_the_extra(monkeypatch):
 def test_eight_bits_follow_adamw_and_go_on_from_their_state(dtype):
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Linear(16, 256), nn.Tanh(), nn.Linear(256, 4)).to(dtype)
-    theirs = copy.deepcopy(ours)
+    theirs, start = copy.deepcopy(ours), ours[0].weight.detach().float().clone()
     optimizer = make_optimizer("adamw8bit", ours.named_parameters(), lr=0.01, weight_decay=0.1)
     plain = make_optimizer("adamw", theirs.named_parameters(), lr=0.01, weight_decay=0.1)
-    first = float(loss_of(ours, 0).detach())
     for step in range(10):
         optimizer.backward(loss_of(ours, step))
         plain.backward(loss_of(theirs, step))
-    assert float(loss_of(ours, 0).detach()) < 0.8 * first
-    torch.testing.assert_close(ours[0].weight.float(), theirs[0].weight.float(), rtol=0.05, atol=0.02)
+    moved, apart = theirs[0].weight.float() - start, theirs[0].weight.float() - ours[0].weight.float()
+    assert apart.norm() < 0.2 * moved.norm()
     state = optimizer.state_dict()
     tensors = [part for one in state["optimizer"]["state"].values() for part in one.values()]
     assert {type(part) for part in tensors} == {torch.Tensor, dict}
