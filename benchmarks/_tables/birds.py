@@ -40,7 +40,8 @@ def memory() -> str:
 One step of a Llama-shaped model of {training["weights"] / 1e9:.2f}B random weights, each way in a fresh process:
 peak of the resident set over the bytes of the weights. Ours step inside the backward pass, make activations again
 on the way back and take the loss in chunks; torch's are the plain loop with transformers' own loss. The bar for
-plain SGD is {training["ratio_bar"]}. "predicted" is what `training_bytes` says before training.
+plain SGD is {training["ratio_bar"]}. "predicted" is what `training_bytes` says before training; it knows nothing
+of the holes that the CPU's allocator leaves between tensors, most where new states come between gradients that go.
 
 {training_table(training)}
 
