@@ -240,9 +240,12 @@ def _update_bytes(trainable: list[nn.Parameter], optimizer: Kind, device: str | 
         on_cpu = (device or largest.device.type) == "cpu"
         block, buffers = (BLOCK, _BUFFERS) if on_cpu else (BLOCK_ELSEWHERE, _BUFFERS_ELSEWHERE)
         return buffers * _SINGLE * min(block, largest.numel())
-    # AdamW's denominator; halves are lent, and their gradients widened, in float32.
+    # AdamW's denominator and what it comes from; halves are lent, and their gradients widened, in float32.
     wide = largest.numel() * max(_SINGLE, largest.element_size())
-    return wide * (3 if largest.dtype in HALVES and optimizer != "torch adamw" else 1)
+    if optimizer == "torch adamw":
+        return wide
+    temporaries = 3 if optimizer == "adamw" else 1
+    return wide * (temporaries + (2 if largest.dtype in HALVES else 0))
 
 
 def _bytes(tensor: Any) -> int:
