@@ -101,8 +101,8 @@ sample, so its time does not grow with the model.
 {machine_line(ranks)}
 
 All of it as `compute_early_bird_tickets` does it at a check of {check["weights"]:,} weights in {check["dtype"]} at
-sparsity {check["sparsity"]}, against an epoch of {check["batches"]} batches of {check["batch_size"]} MNIST digits
-trained by SGD, which takes {check["epoch_seconds"]:.0f} s by {check["trained_batches"]} of them:
+sparsity {check["sparsity"]}, against an epoch of {check["batches"]} batches of {check["batch_size"]} MNIST digits,
+which takes {check["epoch_seconds"]:.0f} s of SGD (told from {check["trained_batches"]} of the batches):
 
 {epoch_table(check)}
 
