@@ -62,9 +62,9 @@ def check() -> str:
 
 What `compute_early_bird_tickets` spends on a check of {check["weights"]:,} weights in {check["dtype"]} at sparsity
 {check["sparsity"]}, against an epoch of {check["batches"]} batches of {check["batch_size"]} MNIST digits, which
-takes {check["epoch_seconds"]:.0f} s of SGD (told from {check["trained_batches"]} of the batches). A check draws the
-mask, compares it with those that are kept, and measures on a sample how many weights moved and how far chance would
-have taken the mask.
+takes {check["epoch_seconds"]:.0f} s of SGD (told from {check["trained_batches"]} of the batches). A check draws
+the mask, compares it with those that are kept, and measures on a sample how many weights moved and how far chance
+would have taken the mask.
 
 {epoch_table(check)}
 
