@@ -50,6 +50,24 @@ def test_what_is_concluded_of_the_criteria_is_what_was_measured():
     assert better("magnitude+fisher", "fisher", everywhere)
 
 
+def test_what_is_concluded_of_the_optimizers_is_what_was_measured():
+    """The sentences of docs/early-bird.md under "SGD or AdamW?", in their order."""
+    results = json.loads((ROOT / "benchmarks/results/early_bird_optimizers.json").read_text(encoding="utf-8"))
+    sgd, momentum, adamw = results["optimizers"]
+    for network in results["summary"].values():
+        between, orders, initial, accuracy = (
+            {name: value["mean"] for name, value in network[part].items()}
+            for part in ("between_optimizers", "between_orders", "with_initial", "accuracy")
+        )
+        for other in (sgd, momentum):
+            assert between[f"{other} / {adamw}"] < min(orders[other], orders[adamw])
+        assert abs(between[f"{sgd} / {momentum}"] - orders[momentum]) < 0.02
+        assert initial[sgd] > initial[momentum] > initial[adamw]
+        for name in (sgd, momentum, adamw):
+            assert accuracy[name] >= accuracy["dense"]
+            assert accuracy[name] > accuracy[f"random as {name}"]
+
+
 @pytest.mark.parametrize("page", AROUND + PAGES, ids=lambda page: page.name)
 def test_links_between_files_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))

@@ -46,6 +46,14 @@ def machine_line(results: Results) -> str:
     )
 
 
+def other_work(results: Results) -> str:
+    """What to think of the seconds, if the machine was not left alone."""
+    load, threads = results["machine"]["load_average"][0], results["machine"]["torch_threads"]
+    if load <= threads + 1:
+        return ""
+    return f" Other work ran beside it (load average {load:.1f}, {threads} cores): seconds are upper bounds."
+
+
 def yes(value: bool) -> str:
     """A word for a truth value."""
     return "yes" if value else "no"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import textwrap
 
-from _tables._format import READ, Results, load, machine_line, mean_and_error
+from _tables._format import READ, Results, load, machine_line, mean_and_error, other_work
 
 
 def optimizers() -> str:
@@ -92,7 +92,7 @@ sample, so its time does not grow with the model.
 
 {parts_table(ranks)}
 
-{machine_line(ranks)}
+{machine_line(ranks)}{other_work(ranks)}
 """
 
 

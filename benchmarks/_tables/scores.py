@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _tables._format import MIB, Results, interval, load, machine_line, number
+from _tables._format import MIB, Results, interval, load, machine_line, number, other_work
 
 
 def scoring() -> str:
@@ -60,7 +60,7 @@ the process rose above the loaded model, the scores themselves being four bytes 
 
 {criteria_table(criteria)}
 
-{machine_line(criteria)}
+{machine_line(criteria)}{other_work(criteria)}
 """
 
 
