@@ -47,6 +47,7 @@ def train_side_by_side(
     test_data: Iterable[Any],
     *,
     epochs: int,
+    optimizer: str = "sgd",
     learning_rate: float,
     momentum: float = 0.0,
     seed: int = 0,
@@ -54,7 +55,7 @@ def train_side_by_side(
 ) -> dict[str, Trained]:
     """Train each ticket from the initial weights, its pruned weights held at zero, and test it.
 
-    All see the same batches in the same order and the same seeds, by SGD at one learning rate.
+    All see the same batches in the same order and the same seeds, by one optimizer at one learning rate.
 
     Args:
         model: A classifier, on one device; it comes back as the last network trained.
@@ -63,7 +64,8 @@ def train_side_by_side(
         train_data: Batches, gone through once an epoch.
         test_data: Batches of classes.
         epochs: Of each.
-        learning_rate: Of SGD.
+        optimizer: A name of `make_optimizer`.
+        learning_rate: Of the optimizer.
         momentum: Of SGD.
         seed: Of the order of the data.
         progress: Show a bar on anything that takes over two seconds.
@@ -80,8 +82,8 @@ def train_side_by_side(
     with bar, private_random_state():
         for name, mask in masks.items():
             restore_tensors(model, initial)
-            optimizer = make_optimizer("sgd", model.named_parameters(), lr=learning_rate, momentum=momentum)
-            trainer, order = Trainer(model, optimizer), DataOrder(train_data, seed)
+            stepper = make_optimizer(optimizer, model.named_parameters(), lr=learning_rate, momentum=momentum)
+            trainer, order = Trainer(model, stepper), DataOrder(train_data, seed)
             began = time.perf_counter()
             with training(model), nullcontext() if mask is None else held(model, mask):
                 for epoch in range(epochs):

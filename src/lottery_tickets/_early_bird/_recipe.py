@@ -31,7 +31,7 @@ TrainerFunction = Callable[[nn.Module, Any, int], Any]
 OptimizerFunction = Callable[..., torch.optim.Optimizer]
 
 # Where nothing is said.
-_LEARNING_RATES = {"sgd": 0.01, "adamw": 1e-4, "adamw8bit": 1e-4}
+LEARNING_RATES = {"sgd": 0.01, "adamw": 1e-4, "adamw8bit": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Recipe:
         )
 
     def _tell_memory(self, model: nn.Module, checkpointing: bool, batch: Any) -> None:
-        if self.kind not in _LEARNING_RATES:
+        if self.kind not in LEARNING_RATES:
             _log.info("What memory training by %r takes is not known beforehand.", self.kind)
             return
         size = size_of(batch)
@@ -120,7 +120,7 @@ class Recipe:
     def _rate(self) -> float:
         if self.learning_rate is not None:
             return self.learning_rate
-        return _LEARNING_RATES.get(self.kind, 0.0) if isinstance(self.kind, str) else 0.0
+        return LEARNING_RATES.get(self.kind, 0.0) if isinstance(self.kind, str) else 0.0
 
     def _make(self, named: list[tuple[str, nn.Parameter]], *, lr: float) -> torch.optim.Optimizer:
         """The user's optimizer; a learning rate that was not given is the function's own affair."""

@@ -96,8 +96,8 @@ def early_bird(
         bool,
         typer.Option(
             "--controls",
-            help="Train the ticket from its initial weights, the dense network and a random mask, for as many "
-            "epochs each (images only).",
+            help="Train the ticket from its initial weights, the dense network and a random mask, each by the "
+            "same optimizer for as many epochs (images only).",
         ),
     ] = False,
     control_epochs: Annotated[
@@ -125,8 +125,11 @@ def early_bird(
 
         check_matplotlib()
 
+    from lottery_tickets._early_bird._recipe import LEARNING_RATES
     from lottery_tickets.early_bird import compute_early_bird_tickets
     from lottery_tickets.training import tensors_of
+
+    rate = LEARNING_RATES[optimizer.value] if learning_rate is None else learning_rate
 
     where = chosen_device(device)
     subject = subject_of(
@@ -152,7 +155,7 @@ def early_bird(
         convergence_threshold=threshold,
         stability_window=window,
         max_batch_size=max_batch_size,
-        learning_rate=learning_rate,
+        learning_rate=rate,
         criterion=criterion.value,
         check_every_steps=check_every_steps,
         optimizer=optimizer.value,
@@ -166,11 +169,10 @@ def early_bird(
     )
     tickets = [_saved(output, subject, result, optimizer.value, seed) for result in results]
     pictures = [_drawn(output, result) for result in results] if plot else []
-    trained = (
-        _controls(session, subject, initial, results, control_epochs or epochs, learning_rate, momentum, seed)
-        if controls
-        else {}
-    )
+    trained: dict[str, Trained] = {}
+    if controls:
+        recipe = {"epochs": control_epochs or epochs, "optimizer": optimizer.value, "learning_rate": rate}
+        trained = _controls(session, subject, initial, results, {**recipe, "momentum": momentum, "seed": seed})
     report = {
         "model": subject.name,
         "data": data,
@@ -228,10 +230,7 @@ def _controls(
     subject: Subject,
     initial: Mapping[str, Any],
     results: Sequence[EarlyBirdResults],
-    epochs: int,
-    learning_rate: float | None,
-    momentum: float,
-    seed: int,
+    recipe: Mapping[str, Any],
 ) -> dict[str, Trained]:
     from lottery_tickets._controls import train_side_by_side
     from lottery_tickets.masks import Mask
@@ -240,15 +239,14 @@ def _controls(
     for result in results:
         ticket = result["final_mask"]
         masks[f"ticket {result['target_sparsity']}"] = ticket
-        masks[f"random {result['target_sparsity']}"] = Mask.random_like(ticket, seed)
-    session.note(f"training {len(masks)} networks for {epochs} epochs each from the same initial weights")
+        masks[f"random {result['target_sparsity']}"] = Mask.random_like(ticket, recipe["seed"])
+    session.note(
+        f"training {len(masks)} networks for {recipe['epochs']} epochs each from the same initial weights"
+    )
     assert subject.test_data is not None
     return train_side_by_side(
         *(subject.model, initial, masks, subject.train_data, subject.test_data),
-        epochs=epochs,
-        learning_rate=0.01 if learning_rate is None else learning_rate,
-        momentum=momentum,
-        seed=seed,
+        **recipe,
         progress=session.progress,
     )
 
