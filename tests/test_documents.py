@@ -48,6 +48,9 @@ def test_what_is_concluded_of_the_criteria_is_what_was_measured():
     assert better("obd", "snip", everywhere)
     assert better("magnitude+fisher", "magnitude", everywhere)
     assert better("magnitude+fisher", "fisher", everywhere)
+    # On the page of measurements itself.
+    assert better("magnitude", "grasp", everywhere)
+    assert better("magnitude", "synflow", everywhere)
 
 
 def test_what_is_concluded_of_the_optimizers_is_what_was_measured():

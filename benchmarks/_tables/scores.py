@@ -44,7 +44,8 @@ Perplexity, dense {number(dense)}:
 Wanda lies far below magnitude, as its paper has it, within rows, which is what its scores are made for: between
 tensors they do not compare. obd and taylor weigh a gradient by the weight that would go; fisher and grad_norm do
 not, so they rank how far the loss follows a weight, not what its removal costs, and alone they prune badly. snip
-takes the magnitude after the mean over samples, where gradients cancel.
+takes the magnitude after the mean over samples, where gradients cancel. grasp and synflow are made for networks
+before training; on a trained one they prune far worse than magnitude.
 
 ### Why the smaller ticket can be the worse one
 
