@@ -59,6 +59,10 @@ def test_a_language_model_is_searched_by_steps(model: Path, text: Path, tmp_path
         "--check-every-steps", 2, "--criterion", "queue", "-o", tmp_path / "run",
     )  # fmt: skip
     (result,) = report["results"]
+    assert "--plot" in fail(
+        "early-bird", model, "--data", text, "--context", 16, "--samples", 12, "--batch-size", 2, "--epochs", 1,
+        "--check-every-steps", 2, "--criterion", "queue", "-o", tmp_path / "run", "--plot",
+    )  # fmt: skip
     assert [look["step"] for look in result["checkpoints"]] == [0, 2, 4, 6][: len(result["checkpoints"])]
     assert result["method"] == "queue"
     ticket = Mask.load(report["tickets"][0])

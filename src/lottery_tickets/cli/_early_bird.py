@@ -22,6 +22,7 @@ from lottery_tickets.cli._arguments import (
 )
 from lottery_tickets.cli._shell import Report, Session, command, new_table, number, strict, with_interval
 from lottery_tickets.cli._subjects import TextOptions, check_names, subject_of
+from lottery_tickets.errors import EvaluationError
 
 if TYPE_CHECKING:
     from lottery_tickets._controls import Trained
@@ -207,10 +208,14 @@ def _drawn(output: Path, result: EarlyBirdResults) -> Path:
 
     sparsity = result["target_sparsity"]
     looks = result["checkpoints"]
-    masks = [
-        Mask.load(output / "state" / "masks" / f"check-{number:04d}-{sparsity}.safetensors")
-        for number in range(len(looks))
-    ]
+    folder = output / "state" / "masks"
+    paths = [folder / f"check-{number:04d}-{sparsity}.safetensors" for number in range(len(looks))]
+    missing = next((path for path in paths if not path.exists()), None)
+    if missing is not None:
+        raise EvaluationError(
+            f"{missing} is missing: this run began without --plot, and its masks were not kept. Give another -o."
+        )
+    masks = [Mask.load(path) for path in paths]
     labels = [
         f"{look['step']}" if look["step"] and _within_epochs(looks) else f"{look['epoch']}" for look in looks
     ]
