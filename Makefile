@@ -22,8 +22,8 @@ demo: data ## Tickets of SmolLM2-135M, then early birds of two vision networks b
 	$(BIN)/lottery-tickets demo --output tickets
 	$(BIN)/lottery-tickets early-bird lenet-300-100 --data mnist -s 0.5 -s 0.8 --lr 0.1 --epochs 15 \
 		--controls --plot --output tickets/lenet
-	$(BIN)/lottery-tickets early-bird batchnorm-cnn --data mnist -s 0.5 -s 0.8 --lr 0.1 --epochs 15 \
-		--controls --control-epochs 4 --plot --output tickets/cnn
+	$(BIN)/lottery-tickets early-bird batchnorm-cnn --data mnist -s 0.5 -s 0.8 --lr 0.05 --epochs 15 \
+		--controls --control-epochs 10 --plot --output tickets/cnn
 
 test: data ## Tests and documents' examples, under 10 minutes
 	$(BIN)/pytest --cov --cov-report=term
