@@ -508,12 +508,7 @@ def test_what_cannot_be_met_shows_before_scores_are_computed(
     assert "unexpected AssertionError: scored" in fail(*comparing)
 
 
-@pytest.mark.parametrize(
-    "name",
-    # SynFlow takes a hundred rounds of any model.
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "synflow")) for name in CRITERIA]
-    + ["magnitude+0.5fisher", "taylor-squared+fisher-batch"],
-)
+@pytest.mark.parametrize("name", [*CRITERIA, "magnitude+0.5fisher", "taylor-squared+fisher-batch"])
 def test_every_criterion_draws(model: Path, text: Path, tmp_path: Path, name: str) -> None:
     source = ["--calibration", text, *SHORT] if criterion_of(name).needs_text else []
     succeed("mask", model, "--criterion", name, *source, "-s", 0.5, "-o", tmp_path, "--quiet")
