@@ -39,7 +39,8 @@ def compute_synflow_importance(
     rounds one after the other, inside a round by its saliency, and at the end what the last round left, by its
     saliency in that round. Where a round parts equal ones the earlier go first; equal ones that go together share
     their mean place. So a mask of any sparsity up to 1 - final_density is that of the schedule, and removes in
-    rounds in between what it would.
+    rounds in between what it would. Of more than 2^24 weights, places nearer than float32 can tell (6e-8) are
+    equal, and go by position.
 
     The network is made linear so:
     - Layers: weights are their magnitudes, biases are left out.
