@@ -430,8 +430,8 @@ def compute_hybrid_importance(
 
     rank_c is the place of the weight among all N by criterion c, 1 for the least important; equal scores share the
     mean of their places. So the scales of the criteria do not matter, only the factors a_c. Ranks are found by
-    counting. One criterion's scores are held at a time. Of more than 2^24 weights, sums of ranks nearer than float32
-    can tell (6e-8 of the largest) are equal.
+    counting. One criterion's scores are held at a time. Of more than 2^24 weights, sums of ranks nearer than
+    float32 can tell (6e-8 of the largest) are equal.
 
     Args:
         model: See `compute_gradient_importance`.
