@@ -265,28 +265,31 @@ def _double(batch: Any) -> Any:
 
 
 def wanda(
-    model: nn.Module, parameters: dict[str, nn.Parameter], batches: Batches, losses: Losses
+    model: nn.Module, parameters: dict[str, nn.Parameter], batches: Batches, losses: Losses, *, wide: bool = True
 ) -> dict[str, torch.Tensor]:
-    """|w| times the norm of its inputs, told by the layers' inputs sample by sample; convolutions unfold them."""
-    copied = copy.deepcopy(model).double().eval()
+    """|w| times the norm of its inputs, told by the layers' inputs sample by sample; convolutions unfold them.
+
+    The inputs are those of the model in float64, or as it computes them itself.
+    """
+    copied = copy.deepcopy(model).double().eval() if wide else copy.deepcopy(model).eval()
     names = {id(one): name for name, one in zip(parameters, prunable(copied, parameters), strict=True)}
     squares = {name: torch.zeros(one.shape, dtype=torch.float64) for name, one in parameters.items()}
 
     def watch(layer: nn.Module, args: Any, _output: Any) -> None:
-        x, total = args[0].detach(), squares[names[id(layer.weight)]]
+        x, total = args[0].detach().double(), squares[names[id(layer.weight)]]
         if isinstance(layer, nn.Linear):
             total += (x.reshape(-1, x.shape[-1]) ** 2).sum(0)
         elif type(layer).__name__ == "Conv1D":
             total += (x.reshape(-1, x.shape[-1]) ** 2).sum(0)[:, None]
         else:
             # The output is linear in the weight: its derivative is what the weight is multiplied with.
-            plain = copy.deepcopy(layer)
+            plain = copy.deepcopy(layer).double()
             plain._forward_hooks.clear()
 
             def out(weight: torch.Tensor) -> torch.Tensor:
                 return torch.func.functional_call(plain, {"weight": weight}, (x,))
 
-            used = torch.autograd.functional.jacobian(out, layer.weight.detach())
+            used = torch.autograd.functional.jacobian(out, layer.weight.detach().double())
             total += (used**2).reshape(-1, *total.shape).sum(0)
 
     handles = [
@@ -296,7 +299,7 @@ def wanda(
     ]
     with torch.no_grad():
         for batch in batches:
-            list(losses(copied, _double(batch)))
+            list(losses(copied, _double(batch) if wide else batch))
     for handle in handles:
         handle.remove()
     return {name: one.detach().double().abs() * squares[name].sqrt() for name, one in parameters.items()}

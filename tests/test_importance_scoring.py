@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import scoring
 from lottery_tickets import prunable_parameters
@@ -526,6 +527,41 @@ def test_bfloat16_weights_are_summed_in_float32(name: str) -> None:
         (compute_snip_importance(model, singly), {name: (w[name] * mean[name]).abs() for name in w}),
     ):
         assert scoring.error(scores, slow) < TOLERANCE
+    inputs = scoring.wanda(model, weights, singly, losses, wide=False)
+    assert scoring.error(compute_wanda_importance(model, singly), inputs) < TOLERANCE
     # In batches bfloat16 rounds other sums.
     assert scoring.error(compute_fisher_importance(model, batches), expected) < 0.05
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    # A last digit of the mean gradient in float32 can turn roundings to bfloat16, which has eight digits.
+    [("mlp", TOLERANCE), ("cnn", TOLERANCE), ("llama", 2**-5), ("bert", 2**-5)],
+)
+def test_bfloat16_curvature_is_that_of_the_models_own_graph(name: str, tolerance: float) -> None:
+    """The Hessian in the rounding of the model's own operations, applied to a mean gradient in float32."""
+    torch.manual_seed(1)
+    model, batches, losses, _ = MAKERS[name]()
+    model.bfloat16()
+    singly = [scoring.row(batch, row) for batch in batches for row in range(scoring.rows(batch))]
+    singly = [
+        tuple(one.bfloat16() if one.is_floating_point() else one for one in batch)
+        if isinstance(batch, tuple)
+        else batch
+        for batch in singly
+    ]
+    weights = prunable_parameters(model)
+    samples = scoring.layer_gradients(model, weights, singly, losses)
+    vector = {key: scoring.mean([one[key] for one in samples]).float() for key in weights}
+    total = {key: torch.zeros(weight.shape, dtype=torch.float64) for key, weight in weights.items()}
+    with sdpa_kernel(SDPBackend.MATH):
+        for batch in singly:
+            (loss,) = losses(model, batch)
+            first = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+            along = sum((one.float() * vector[key]).sum() for key, one in zip(weights, first, strict=True))
+            second = torch.autograd.grad(along, list(weights.values()), allow_unused=True)
+            for key, one in zip(weights, second, strict=True):
+                total[key] += 0 if one is None else one.double()
+    expected = {key: -weight.detach().double() * total[key] / len(singly) for key, weight in weights.items()}
+    assert scoring.error(compute_grasp_importance(model, singly), expected) < tolerance
