@@ -394,7 +394,7 @@ def test_weights_of_other_types_score_as_float32_ones_nearly_do(dtype: torch.dty
     narrow = [(inputs.to(dtype), targets) for inputs, targets in batches]
     for name, scores in expected.items():
         found = compute_magnitude_importance(model) if name == "magnitude" else OF_SETS[name](model, narrow)
-        # A tensor's largest score is the measure; GraSP differentiates twice, so that roundings add up.
+        # A tensor's largest score is the measure. The inputs are rounded too, which GraSP feels most.
         narrowly = 0.5 if name == "grasp" else 0.15
         tolerance = 0.0 if name == "magnitude" else 1e-4 if dtype == torch.float64 else narrowly
         assert scoring.error(found, double(scores)) <= tolerance, name

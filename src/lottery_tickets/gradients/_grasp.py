@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lottery_tickets._batches import LossFunction, measure, samples_of, size_of
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._data import Samples
-from lottery_tickets.gradients._model import borrowed, differentiated
+from lottery_tickets.gradients._model import borrowed, differentiated, widened
 from lottery_tickets.gradients._passes import Gradients
 from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.gradients._sums import Sums, check_finite
@@ -41,7 +41,8 @@ def compute_grasp_importance(
     `loss_fn` can.
 
     Args:
-        model: Any module; bfloat16 weights make for poor second derivatives.
+        model: Any module. Weights in bfloat16 and float16 are lent in float32 for the time (4 bytes a weight
+            more): rounded derivatives of derivatives would be worth little.
         dataloader: See `compute_gradient_importance`; the mean is over all samples.
         num_samples: Stop after so many samples; None for all.
         loss_fn: See there; it has to be twice differentiable.
@@ -72,7 +73,7 @@ def compute_grasp_importance(
     """
     parameters = scorable(model, include, exclude)
     places = places_of(model, parameters)
-    with borrowed(model, checkpoint_activations=False), sdpa_kernel(SDPBackend.MATH):
+    with borrowed(model, checkpoint_activations=False), widened(model), sdpa_kernel(SDPBackend.MATH):
         samples = Samples(dataloader, num_samples, seed=seed, passes=2)
         bar = tqdm(samples, desc="gradient", unit=" batches", delay=2, disable=not progress)
         sums = Sums(parameters, ["signed"], "device")

@@ -51,3 +51,22 @@ def differentiated(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Param
     finally:
         for one, flag in zip(listed, flags, strict=True):
             one.requires_grad_(flag)
+
+
+@contextmanager
+def widened(model: nn.Module) -> Iterator[None]:
+    """Parameters and buffers of two bytes as float32 inside the block; their own memory comes back untouched."""
+    narrow = [
+        one
+        for group in (model.parameters(), model.buffers())
+        for one in group
+        if one.is_floating_point() and one.element_size() < torch.float32.itemsize
+    ]
+    kept = [one.data for one in narrow]
+    try:
+        for one in narrow:
+            one.data = one.data.float()
+        yield
+    finally:
+        for one, data in zip(narrow, kept, strict=True):
+            one.data = data
