@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import MissingExtraError, TrainingError
+from lottery_tickets.masks import zero_held
 from lottery_tickets.training._fused_sgd import FusedSGD, check_parameters
 from lottery_tickets.training._passes import Clip, Passes, check_loss
 from lottery_tickets.training._rounding import key_of
@@ -319,6 +320,12 @@ class InBackward:
         if is_half(weights):
             self._take_back(index, weights, lent.data)
             lent.data = _nothing(weights)
+            # The lent tensor is not the one that a ticket in training is held in.
+            state = {**self.optimizer.state[lent], "lost": self._lost.get(index)}
+            zero_held(
+                self._named[index][1],
+                *(one for key, one in state.items() if key != "step" and type(one) is torch.Tensor),
+            )
 
     def _take_back(self, index: int, weights: torch.Tensor, wide: torch.Tensor) -> None:
         key, lost = key_of(self._seed, self._steps, index, 0), self._lost.get(index)
