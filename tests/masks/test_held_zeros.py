@@ -57,13 +57,15 @@ class Subject:
 
 
 @st.composite
-def subjects(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> Subject:
+def subjects(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...], *, plain: bool = False) -> Subject:
+    """Plain ones are contiguous and hold something."""
     dtype = draw(st.sampled_from(dtypes))
     shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4))
+    shapes += [(4, 2)] if plain else []
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     weights = {f"w{index}": torch.randn(shape, generator=generator) for index, shape in enumerate(shapes)}
     density = draw(st.sampled_from((0.0, 0.1, 0.5, 1.0)))
-    turned = draw(st.booleans())
+    turned = not plain and draw(st.booleans())
     parameters = {
         name: nn.Parameter((weight.transpose(0, 1) if turned and weight.dim() > 1 else weight).to(dtype))
         for name, weight in weights.items()
@@ -151,7 +153,7 @@ def test_after_every_step_of_torchs_optimizers(kind: str, data: st.DataObject) -
 @settings(max_examples=10)
 @given(st.data(), st.sampled_from((None, "strong_wolfe")))
 def test_after_every_step_of_lbfgs_and_at_each_of_its_evaluations(data: st.DataObject, search: str | None) -> None:
-    subject = data.draw(subjects((torch.float32, torch.float64)))
+    subject = data.draw(subjects((torch.float32, torch.float64), plain=True))  # torch's L-BFGS takes no other
     optimizer = torch.optim.LBFGS(
         list(subject.model.values()), lr=0.5, max_iter=4, history_size=5, line_search_fn=search
     )
@@ -214,7 +216,7 @@ def test_after_every_step_inside_the_backward_pass(kind: str, data: st.DataObjec
 def test_a_layered_network_trains_inside_the_backward_pass() -> None:
     """Weights whose gradients are still to come are in use: zeroing them would break the pass."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3))
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3))
     mask = create_magnitude_mask(model, 0.5)
     optimizer = make_optimizer("adamw", model.named_parameters(), lr=0.1)
     with held(model, mask):

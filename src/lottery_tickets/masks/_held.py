@@ -194,18 +194,13 @@ class _Holder:
 
     def before_step(self, optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
         """Mask the gradients that the step will see, and the state that it will start from."""
-        every = [
-            (parameter, held)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if (held := self._of(parameter)) is not None
-        ]
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
         # A step passes over parameters without a gradient, and those may be in use: an optimizer that steps each
         # parameter inside the backward pass is called when others wait for theirs. Where none has one, the step
         # makes them itself, or they have been used. L-BFGS passes over none.
-        stepped = [pair for pair in every if pair[0].grad is not None] or every
-        if isinstance(optimizer, torch.optim.LBFGS):
-            stepped = every
+        if not isinstance(optimizer, torch.optim.LBFGS):
+            parameters = [one for one in parameters if one.grad is not None] or parameters
+        stepped = [(one, held) for one in parameters if (held := self._of(one)) is not None]
         # Decay would carry into the state what was written to weights past torch's counter.
         decays = any(group.get("weight_decay") for group in optimizer.param_groups)
         self._stepping[id(optimizer)] = stepped
