@@ -87,8 +87,8 @@ def make_optimizer(
 
     Args:
         kind: "sgd" (`FusedSGD`); "adam" and "adamw" (torch's fused); "adamw8bit" (torchao's, whose states take two
-            bytes a weight); or a function that makes a torch optimizer, `kind(named_parameters, lr=lr)`, which then
-            steps after the backward pass.
+            bytes a weight); or a function that makes a torch optimizer, `kind(named_parameters, lr=lr)`, which
+            then steps after the backward pass.
         named_parameters: Name and parameter; those that do not require gradients are left out.
         lr: Learning rate.
         momentum: Of "sgd" only.
