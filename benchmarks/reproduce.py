@@ -1,6 +1,7 @@
 """The lottery ticket papers, again: LeNet-300-100 with its controls, and a small CNN that has to be rewound.
 
     python benchmarks/reproduce.py [--runs FOLDER] [--jobs N] [--seeds N] [--data fashion-mnist|mnist]
+        [--only lenet|cnn]
 
 `make reproduce` runs it. First it tells how long it will take. Each seed of each experiment is a unit of its own,
 `--jobs` of them at a time, each on one thread. A unit can be killed at any moment: called again, the script goes
@@ -18,19 +19,18 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from _common import write_results
-from _reproduce import lenet
+from _reproduce import cnn, lenet
 from _reproduce._training import once
-from lottery_tickets.training import DataOrder, Judge, training
-from lottery_tickets.vision import DATASETS, Images
+from lottery_tickets.vision import DATASETS
 
-EXPERIMENTS = {"lenet": lenet}
+EXPERIMENTS: dict[str, Any] = {"lenet": lenet, "cnn": cnn}
 RUNS = Path("reproduce")
 SEEDS = 3
-PROBE_STEPS = 100
 
 
 def unit(experiment: str, seed: int, runs: Path, data: str) -> None:
@@ -42,25 +42,6 @@ def unit(experiment: str, seed: int, runs: Path, data: str) -> None:
         print(f"{experiment} {seed}: {what} after {time.perf_counter() - start:,.0f} s", flush=True)
 
     once(folder / "unit.json", lambda: EXPERIMENTS[experiment].run(DATASETS[data](), seed, folder, tell))
-
-
-def expected_seconds(images: Images) -> float:
-    """For one seed of LeNet, from a few of its steps and one look at its validation and test images."""
-    torch.set_num_threads(1)
-    settings, data, model = lenet.SETTINGS, lenet.data_of(images, 0), lenet.network(0)
-    with training(model):
-        trainer, batches = lenet.recipe().trainer(model, 0), DataOrder(data.train, 0).epoch(0)
-        for _ in range(10):
-            trainer.step(next(batches))
-        start = time.perf_counter()
-        for _ in range(PROBE_STEPS):
-            trainer.step(next(batches))
-        step = (time.perf_counter() - start) / PROBE_STEPS
-        start = time.perf_counter()
-        Judge(data.validation, data.test).evaluate(model, 0)
-        look = time.perf_counter() - start
-    steps = len(data.train) * settings["epochs"]
-    return lenet.TRAININGS * (steps * step + steps / settings["eval_every_steps"] * look)
 
 
 def write(runs: Path, data: str, seeds: int) -> Path | None:
@@ -91,15 +72,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="units at a time")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--data", choices=list(DATASETS), default="fashion-mnist")
+    parser.add_argument("--only", choices=list(EXPERIMENTS), help="one of the experiments")
     parser.add_argument("--unit", help=argparse.SUPPRESS)  # one unit, in a process that the script starts
     chosen = parser.parse_args()
     if chosen.unit:
         experiment, _, seed = chosen.unit.partition(":")
         unit(experiment, int(seed), chosen.runs, chosen.data)
         return
-    units = [(name, seed) for seed in range(chosen.seeds) for name in EXPERIMENTS]
+    names = [chosen.only] if chosen.only else list(EXPERIMENTS)
+    units = [(name, seed) for seed in range(chosen.seeds) for name in names]
     waiting = [(name, seed) for name, seed in units if not (chosen.runs / f"{name}-{seed}" / "unit.json").exists()]
-    seconds = expected_seconds(DATASETS[chosen.data]()) * len(waiting) / chosen.jobs
+    torch.set_num_threads(1)
+    images = DATASETS[chosen.data]()
+    expected = {name: EXPERIMENTS[name].seconds(images) for name in {name for name, _ in waiting}}
+    seconds = sum(expected[name] for name, _ in waiting) / chosen.jobs
     print(
         f"{len(waiting)} of {len(units)} units to do, about {seconds / 60:,.0f} minutes; {chosen.runs}", flush=True
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from lottery_tickets.training import Course, DataOrder, Evaluation, Judge, Recip
 from lottery_tickets.vision import Images, Part, TensorBatches
 
 EVALUATION_BATCH = 1000
+WARM_UP, PROBE = 10, 50  # steps
 
 
 def once(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -39,9 +41,25 @@ class Data:
     """
 
     def __init__(self, images: Images, validation: Part, batch_size: int) -> None:
+        self.training = Part(images.train_inputs, images.train_labels)
         self.train = TensorBatches(images.train_inputs, images.train_labels, batch_size, shuffle=True)
         self.validation = TensorBatches(*validation, EVALUATION_BATCH)
         self.test = TensorBatches(images.test_inputs, images.test_labels, EVALUATION_BATCH)
+
+
+def step_and_look(model: nn.Module, recipe: Recipe, data: Data) -> tuple[float, float]:
+    """Seconds of a step, and of measuring the network."""
+    with training(model):
+        trainer, batches = recipe.trainer(model, 0), DataOrder(data.train, 0).epoch(0)
+        for _ in range(WARM_UP):
+            trainer.step(next(batches))
+        start = time.perf_counter()
+        for _ in range(PROBE):
+            trainer.step(next(batches))
+        step = (time.perf_counter() - start) / PROBE
+        start = time.perf_counter()
+        Judge(data.validation, data.test).evaluate(model, 0)
+        return step, time.perf_counter() - start
 
 
 def train(

@@ -6,13 +6,14 @@ A unit is one seed: its initial weights, its validation images, the order of its
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from _reproduce._training import Data, of_round, once, train
+from _reproduce._training import Data, of_round, once, step_and_look, train
 from lottery_tickets import Mask
 from lottery_tickets.iterative_pruning import compute_iterative_magnitude_pruning
 from lottery_tickets.training import Recipe
@@ -37,6 +38,14 @@ _OUTPUT = "5.weight"
 _ELSEWHERE = 1_000_000  # seeds of other weights
 
 
+def seconds(images: Images) -> float:
+    """Expected for one seed, from a few steps and one look at the validation and test images."""
+    data = data_of(images, 0)
+    step, look = step_and_look(network(0), recipe(), data)
+    steps = len(data.train) * SETTINGS["epochs"]
+    return TRAININGS * (steps * step + steps / SETTINGS["eval_every_steps"] * look)
+
+
 def recipe() -> Recipe:
     """How every network is trained."""
     return Recipe(optimizer=SETTINGS["optimizer"], learning_rate=SETTINGS["learning_rate"])
@@ -57,7 +66,7 @@ def network(seed: int) -> nn.Module:
 def run(images: Images, seed: int, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     """All networks of one seed; what is on disk already is not done again."""
     data = data_of(images, seed)
-    rounds = once(folder / "tickets.json", lambda: _tickets(data, seed, folder / "tickets"))["rounds"]
+    rounds = once(folder / "tickets.json", partial(_tickets, data, seed, folder / "tickets"))["rounds"]
     tell("tickets of all rounds")
     networks = [
         {"kind": "ticket", "round": one["round"], "density": 1 - one["sparsity"], **of_round(one)}
@@ -67,7 +76,7 @@ def run(images: Images, seed: int, folder: Path, tell: Callable[[str], None]) ->
         ticket = Mask.load(folder / "tickets" / "masks" / f"round-{number:02d}.safetensors")
         for kind in CONTROLS:
             name = f"{kind.replace(' ', '-')}-{number:02d}.json"
-            networks.append(once(folder / name, lambda: _control(kind, number, ticket, data, seed)))  # noqa: B023
+            networks.append(once(folder / name, partial(_control, kind, number, ticket, data, seed)))
             tell(f"{kind}, round {number}")
     return {"seed": seed, "networks": networks}
 

@@ -45,11 +45,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def is_transformers(model: nn.Module) -> bool:
     """Whether this is a model of the transformers library."""
-    return _is_transformers_class(type(model))
+    kind: Any = type(model)
+    return _is_transformers_class(kind)
 
 
 @lru_cache(maxsize=128)
-def _is_transformers_class(kind: type) -> bool:
+def _is_transformers_class(kind: Any) -> bool:
     return any(
         base.__name__ == "PreTrainedModel" and base.__module__.startswith("transformers.") for base in kind.__mro__
     )
