@@ -5,6 +5,7 @@ are what it is made of, and a module imports only from the floors below its own:
 
     cli, utils                        the command line; helper names for those who look for them there
     early_bird                        model, data -> the ticket, at the moment at which it has settled
+    stability                         which step is training settled enough to rewind to?
     magnitude_pruning                 model -> magnitude mask
     importance_scoring                model, data -> scores by any criterion
     importance_pruning                scores -> mask
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from lottery_tickets.overlap import compute_ticket_overlap
     from lottery_tickets.robustness import compute_pruning_robustness
     from lottery_tickets.sparsity import compute_histogram_quantile
+    from lottery_tickets.stability import compute_linear_mode_connectivity
 
 __all__ = [
     "LayerCollapseWarning",
@@ -51,6 +53,7 @@ __all__ = [
     "compute_early_bird_tickets",
     "compute_histogram_quantile",
     "compute_layerwise_magnitude_ticket",
+    "compute_linear_mode_connectivity",
     "compute_lottery_ticket_qualities",
     "compute_lottery_ticket_quality",
     "compute_pruning_robustness",
@@ -69,7 +72,7 @@ __all__ = [
 # Modules that hold these names, those that load fastest first.
 _HOMES = (
     *("errors", "masks", "sparsity", "magnitude_pruning", "importance_pruning"),
-    *("evaluation", "robustness", "overlap", "inspection", "determinism", "early_bird"),
+    *("evaluation", "robustness", "overlap", "inspection", "determinism", "early_bird", "stability"),
 )
 
 if not TYPE_CHECKING:

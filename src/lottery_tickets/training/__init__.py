@@ -9,7 +9,7 @@ from lottery_tickets.training._passes import Clip
 from lottery_tickets.training._peaks import devices_of, peak_bytes
 from lottery_tickets.training._snapshots import restore_tensors, structure_digest, tensors_of
 from lottery_tickets.training._trainer import Nonfinite, Progress, SchedulerFactory, Trainer, training
-from lottery_tickets.training._weights import Precision
+from lottery_tickets.training._weights import Precision, blocks
 
 __all__ = [
     "AfterBackward",
@@ -26,6 +26,7 @@ __all__ = [
     "Stepper",
     "Trainer",
     "TrainingBytes",
+    "blocks",
     "blocks_of",
     "checkpointed",
     "checkpointed_blocks",
