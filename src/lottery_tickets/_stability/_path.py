@@ -116,8 +116,7 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _interpolate(own: torch.Tensor, start: torch.Tensor, stop: torch.Tensor, alpha: float) -> None:
     """A block at a time, in float32 at least.
 
-    From the nearer end, so that the path is the same from either, and by single operations, since a fused one
-    rounds differently where there is none.
+    From the nearer end, and by single operations, since a fused one rounds differently where there is none.
     """
     wide = own.dtype if own.is_complex() else torch.promote_types(own.dtype, torch.float32)
     share = min(alpha, 1 - alpha)
