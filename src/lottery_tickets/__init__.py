@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from lottery_tickets.overlap import compute_ticket_overlap
     from lottery_tickets.robustness import compute_pruning_robustness
     from lottery_tickets.sparsity import compute_histogram_quantile
-    from lottery_tickets.stability import compute_linear_mode_connectivity
+    from lottery_tickets.stability import compute_instability, compute_linear_mode_connectivity
 
 __all__ = [
     "LayerCollapseWarning",
@@ -54,6 +54,7 @@ __all__ = [
     "apply_mask",
     "compute_early_bird_tickets",
     "compute_histogram_quantile",
+    "compute_instability",
     "compute_iterative_magnitude_pruning",
     "compute_layerwise_magnitude_ticket",
     "compute_linear_mode_connectivity",

@@ -16,7 +16,7 @@ from lottery_tickets._stability._ends import State
 from lottery_tickets._stability._path import path_between
 from lottery_tickets.errors import EvaluationError
 from lottery_tickets.runs import private_random_state
-from lottery_tickets.training import DataOrder
+from lottery_tickets.training import DataOrder, described
 
 
 class Curve(NamedTuple):
@@ -51,12 +51,27 @@ class Measuring:
             raise EvaluationError(f"seed is a non-negative integer, got {seed!r}.")
         self.alphas = [index / (points - 1) for index in range(points)]
         self.progress = progress
-        self._loss_fn = loss_fn
+        self._loss_fn, self._seed = loss_fn, seed
         self._data = _SameOrder(dataloader, seed)
         self._statistics_data = self._data
         self.recomputes = recompute_batchnorm is not False
         if not isinstance(recompute_batchnorm, bool):
             self._statistics_data = _SameOrder(recompute_batchnorm, seed)
+
+    @property
+    def order(self) -> DataOrder:
+        """Of the batches that are measured."""
+        return self._data.order
+
+    def configuration(self) -> dict[str, Any]:
+        """What the outcome depends on, as JSON."""
+        return {
+            "points": len(self.alphas),
+            "recompute_batchnorm": self.recomputes,
+            "batches_for_batchnorm": self._statistics_data.order.length if self.recomputes else None,
+            "loss_fn": described(self._loss_fn),
+            "order_seed": self._seed,
+        }
 
     def measure(self, model: nn.Module) -> BatchLoss:
         """The model as it stands, its BatchNorm statistics recomputed if that was asked for."""
@@ -76,7 +91,7 @@ def measure_path(
     if measuring.recomputes:
         layers_with_statistics(model)
     found: list[BatchLoss] = []
-    bar = tqdm(measuring.alphas, desc="points on the path", delay=2, disable=not measuring.progress)
+    bar = tqdm(measuring.alphas, desc="points on the path", leave=False, delay=2, disable=not measuring.progress)
     with private_random_state(), path_between(model, state_a, state_b, mask) as path:
         for alpha in bar:
             path.go_to(alpha)
@@ -106,9 +121,9 @@ class _SameOrder:
     def __init__(self, dataloader: Any, seed: int) -> None:
         batches = batches_of(dataloader)
         self._batches = list(batches) if isinstance(batches, Iterator) else batches
-        self._order = DataOrder(self._batches, seed)
+        self.order = DataOrder(self._batches, seed)
 
     def batches(self) -> Iterable[Any]:
         """All of them, every random stream seeded before."""
-        self._order.seed(0)
+        self.order.seed(0)
         return self._batches
