@@ -203,7 +203,7 @@ def compute_instability(
         loss_fn: Likewise.
         metric: Whose barrier is compared with the threshold: "error" or "loss".
         threshold: Below it a network counts as stable; 0.02 is the paper's, of the error.
-        confidence: Of the intervals, from 0.5 to 0.9999.
+        confidence: Of the intervals, in (0, 1).
         run_dir: A folder for the run: every finished pair is written there, and the network it left. Called in the
             same way again after a kill, it goes on after the last pair; `metric`, `threshold` and `confidence` may
             change.
@@ -247,7 +247,8 @@ def compute_instability(
     if metric not in get_args(Metric):
         raise TrainingError(f"metric is 'error' or 'loss', got {metric!r}.")
     check_number("threshold", threshold, least=0)
-    check_number("confidence", confidence, least=0.5, most=0.9999)
+    if not 0 < confidence < 1:
+        raise TrainingError(f"confidence is a number between 0 and 1, got {confidence!r}.")
     measuring = Measuring(
         dataloader,
         points=points,
