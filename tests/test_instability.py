@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -18,7 +19,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import lottery_tickets
-from lottery_tickets import Mask, compute_instability, compute_linear_mode_connectivity, create_magnitude_mask
+from lottery_tickets import (
+    Mask,
+    compute_instability,
+    compute_iterative_magnitude_pruning,
+    compute_linear_mode_connectivity,
+    create_magnitude_mask,
+)
 from lottery_tickets._stability._results import summarised
 from lottery_tickets.errors import (
     EvaluationError,
@@ -29,6 +36,7 @@ from lottery_tickets.errors import (
 )
 from lottery_tickets.stability import SiblingPair, make_train_function
 from lottery_tickets.training import DataOrder, tensors_of
+from processes import PEAK, run_python
 
 GENERATOR = torch.Generator().manual_seed(1)
 INPUTS = torch.randn(40, 6, generator=GENERATOR)
@@ -232,6 +240,19 @@ def test_a_training_that_was_left_ends_like_one_that_was_not(stops):
             assert state["point"]["step"] == start
         models.append(tensors_of(model))
     assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
+
+
+@pytest.mark.parametrize("step", [5, 7])
+def test_the_trunk_is_the_network_that_iterative_pruning_rewinds_to(step):
+    torch.manual_seed(1)
+    model = net(0)
+    twin = copy.deepcopy(model)
+    options: Any = {"epochs": 4, "learning_rate": 0.1, "momentum": 0.9}
+    training_of(**options)(model, start=0, stop=step, seed=3)
+    pruned = compute_iterative_magnitude_pruning(
+        twin, loader(), num_iterations=1, rewind_step=step, seed=3, progress=False, **options
+    )
+    assert all(torch.equal(tensor, pruned["rewind_state"][name]) for name, tensor in tensors_of(model).items())
 
 
 class Numbered(Dataset):
@@ -519,3 +540,37 @@ def test_a_state_that_cannot_be_written_is_refused_where_it_would_be(tmp_path):
     analyse(train)
     with pytest.raises(RunFolderError, match=r"state\.when is of type complex"):
         analyse(train, run_dir=tmp_path)
+
+
+# --- Memory ---
+
+MEASURE = (
+    PEAK
+    + """
+import torch
+from lottery_tickets import compute_instability
+torch.set_num_threads(1)
+width = 1024
+def network(depth):
+    return torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(depth)))
+def train(model, *, start, stop, seed, state=None):
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.view(-1)[:1000] += torch.rand(1000)
+    return {}
+def analyse(depth):
+    batch = (torch.ones(2, width), torch.ones(2, width))
+    compute_instability(
+        lambda _: network(depth), train, [0, 1], [0, 1], dataloader=batch, metric="loss", progress=False
+    )
+analyse(1)  # fills torch's own caches
+before = peak()
+analyse(16)
+print(peak() - before, 16 * width * width * 4)
+"""
+)
+
+
+def test_three_copies_of_the_model_are_made():
+    extra, model = map(int, run_python(MEASURE).split())
+    assert 3.5 * model < extra < 4.25 * model, "the model itself, and three copies"
