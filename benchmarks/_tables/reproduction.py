@@ -20,8 +20,8 @@ def reproduction() -> str:
 
 What [the reproduction](reproduction.md) measured, by `{found["command"]}` on {found["data"]}; means over
 {len(lenet["seeds"])} seeds, and the least and the greatest. {settings["network"]}: Adam at
-{settings["learning_rate"]}, batches of {settings["batch_size"]}, {settings["epochs"]} epochs, validation loss every
-{settings["eval_every_steps"]} steps. Test accuracy at early stopping, and that iteration:
+{settings["learning_rate"]}, batches of {settings["batch_size"]}, {settings["epochs"]} epochs, looked at every
+{settings["eval_every_steps"]} steps. Test accuracy at early stopping (least validation loss), and that iteration:
 
 {lenet_table(lenet)}
 
