@@ -496,7 +496,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         r"threshold 0\.3 is met by chance",
     ),
     "window of nothing": (lambda: birds(stability_window=0), DetectionError, "integer of at least 1, got 0"),
-    "unknown optimizer": (lambda: birds(optimizer="adam"), TrainingError, "optimizer is one of sgd.* got 'adam'"),
+    "unknown optimizer": (lambda: birds(optimizer="lion"), TrainingError, "optimizer is one of sgd.* got 'lion'"),
     "function that makes no optimizer": (
         lambda: birds(optimizer=lambda parameters: 3),
         TrainingError,
@@ -538,7 +538,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "gradient_checkpointing is 'auto', True or False; got 'yes'",
     ),
     "trainer_fn and an optimizer": (
-        lambda: birds(trainer_fn=lambda *_: None, optimizer="sgd", max_batch_size=4),
+        lambda: birds(trainer_fn=lambda *_: None, optimizer="adamw", max_batch_size=4),
         TrainingError,
         "trainer_fn trains by itself, and optimizer, max_batch_size would say how",
     ),
