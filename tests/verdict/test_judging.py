@@ -20,7 +20,7 @@ NETWORKS = ("dense", "random_reinit", "random_mask", "layer_shuffled")
 
 
 def simulated(stream, gains, seeds=SEEDS, noise=0.005):
-    """Scores whose ticket is better than each control by its gain on average, around a level of each seed's own."""
+    """Scores whose ticket beats each control by its gain on average, around a level of each seed's own."""
     level = stream.normal(0.9, 0.03, seeds)
     ticket = level + stream.normal(0, noise, seeds)
     controls = {name: level - gain + stream.normal(0, noise, seeds) for name, gain in gains.items()}
@@ -62,7 +62,7 @@ def test_a_planted_loser_is_not():
 
 
 def test_a_ticket_as_good_as_random_masks_is_matching():
-    gains = {name: 0.0 for name in NETWORKS}
+    gains = dict.fromkeys(NETWORKS, 0.0)
     found = verdicts(gains, seed=3, margin=0.03)
     assert_at_most(share(found, "winning"), 0.05)
     assert share(found, "matching") >= 0.9 * EXPERIMENTS
