@@ -47,13 +47,20 @@ from typing import Any, overload
 from torch import nn
 
 from lottery_tickets._batches import LossFunction
-from lottery_tickets._early_bird._recipe import OptimizerFunction, Recipe, TrainerFunction
 from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import checked_settings
 from lottery_tickets._early_bird._whole import find_birds
 from lottery_tickets.detection import Criterion, EarlyBirdDetector, detect_early_bird_convergence
 from lottery_tickets.masks import Patterns
-from lottery_tickets.training import Checkpointing, Nonfinite, Precision, SchedulerFactory
+from lottery_tickets.training import (
+    Checkpointing,
+    Nonfinite,
+    OptimizerFunction,
+    Precision,
+    Recipe,
+    SchedulerFactory,
+    TrainerFunction,
+)
 
 __all__ = [
     "EarlyBirdCheckpoint",
@@ -286,8 +293,7 @@ def compute_early_bird_tickets(
         trainer_fn=trainer_fn,
         max_batch_size=max_batch_size,
         learning_rate=learning_rate,
-        use_sgd=use_sgd,
-        optimizer=optimizer,
+        optimizer=optimizer or ("sgd" if use_sgd else "adamw"),
         scheduler=scheduler,
         loss_fn=loss_fn,
         gradient_checkpointing=gradient_checkpointing,

@@ -43,7 +43,7 @@ def test_names_and_functions():
     for kind, expected in (("sgd", FusedSGD), ("adamw", InBackward), (torch.optim.Adagrad, AfterBackward)):
         assert type(make_optimizer(kind, model.named_parameters(), lr=0.1)) is expected
     for kind, options, message in (
-        ("lion", {}, "sgd, adamw, adamw8bit"),
+        ("lion", {}, "sgd, adam, adamw, adamw8bit"),
         ("adamw", {"momentum": 0.9}, "momentum"),
         (torch.optim.Adagrad, {"clip": "tensor"}, "clip"),
         (torch.optim.Adagrad, {"weight_decay": 0.1}, "weight_decay"),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
+from lottery_tickets._arguments import check_count, check_seed
 from lottery_tickets.detection import Criterion
 from lottery_tickets.errors import SparsityError, TrainingError
-from lottery_tickets.masks import Patterns
+from lottery_tickets.masks import Patterns, lasting
 from lottery_tickets.sparsity import check_sparsity
 
 
@@ -76,8 +75,7 @@ def checked_settings(
             f"check_interval={check_interval} is more than max_epochs={max_epochs}, so no check would follow "
             "training. Check more often or train longer."
         )
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise TrainingError(f"seed is a non-negative integer, got {seed!r}.")
+    check_seed(seed)
     return Settings(
         sparsities=_sparsities(target_sparsity),
         criterion="rank_correlation" if use_magnitude_ranking else criterion,  # type: ignore[arg-type]
@@ -86,16 +84,10 @@ def checked_settings(
         max_epochs=max_epochs,
         check_interval=check_interval,
         check_every_steps=check_every_steps,
-        include=_patterns(include),
-        exclude=_patterns(exclude),
+        include=lasting(include),
+        exclude=lasting(exclude),
         seed=seed,
     )
-
-
-def _patterns(given: Patterns) -> Patterns:
-    """Patterns that can be gone through again."""
-    single = given is None or isinstance(given, str) or callable(given)
-    return given if single else tuple(given)  # type: ignore[arg-type]
 
 
 def _sparsities(target: Any) -> tuple[float, ...]:
@@ -108,17 +100,3 @@ def _sparsities(target: Any) -> tuple[float, ...]:
             "target_sparsity is 0, and a mask that keeps everything never changes; give a fraction."
         )
     return sparsities
-
-
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is neither None nor a positive integer."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise TrainingError(f"{name} is a positive integer, got {value!r}.")
-
-
-def check_number(name: str, value: Any, *, least: float, most: float = math.inf) -> None:
-    """Refuse what is not a finite number between two, themselves included."""
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not least <= value <= most:
-        bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-        raise TrainingError(f"{name} is a finite number {bounds}, got {value!r}.")

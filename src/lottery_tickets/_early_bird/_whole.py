@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from lottery_tickets._early_bird._recipe import Recipe
 from lottery_tickets._early_bird._results import EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._search import Search, TrainEpochs
 from lottery_tickets._early_bird._settings import Settings
@@ -20,10 +18,11 @@ from lottery_tickets.errors import TrainingError
 from lottery_tickets.runs import RunFolder, private_random_state
 from lottery_tickets.training import (
     DataOrder,
+    Recipe,
     Trainer,
     checkpointed,
+    configuration,
     peak_bytes,
-    structure_digest,
     training,
 )
 
@@ -59,7 +58,7 @@ def find_birds(
         stack.enter_context(private_random_state())
         run = None
         if run_dir is not None:
-            told = configuration(model, order, settings, recipe)
+            told = configuration("compute_early_bird_tickets", model, order, settings, recipe)
             run = stack.enter_context(RunFolder.open(run_dir, told, resume=resume))
         stack.enter_context(training(model))
         trainer: Trainer | TrainEpochs
@@ -71,25 +70,3 @@ def find_birds(
         search = Search(model, settings, order, watch, trainer, run, progress=progress)
         search.run()
         return search.results()
-
-
-def configuration(model: nn.Module, order: DataOrder, settings: Settings, recipe: Recipe) -> dict[str, Any]:
-    """What the outcome of a search depends on, as JSON: what is not data is told by its name."""
-    structure = {
-        "class": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "structure": structure_digest(model),
-    }
-    told = {
-        field.name: _described(getattr(one, field.name)) for one in (settings, recipe) for field in fields(one)
-    }
-    return {"function": "compute_early_bird_tickets", "model": structure, "batches": order.length, **told}
-
-
-def _described(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_described(one) for one in value]
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"

@@ -126,9 +126,8 @@ def early_bird(
 
         check_matplotlib()
 
-    from lottery_tickets._early_bird._recipe import LEARNING_RATES
     from lottery_tickets.early_bird import compute_early_bird_tickets
-    from lottery_tickets.training import tensors_of
+    from lottery_tickets.training import LEARNING_RATES, tensors_of
 
     rate = LEARNING_RATES[optimizer.value] if learning_rate is None else learning_rate
 

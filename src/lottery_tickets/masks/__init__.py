@@ -7,6 +7,7 @@ from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import (
     Patterns,
     is_transposed_linear,
+    lasting,
     parameter_aliases,
     parameters_of,
     places_of,
@@ -24,6 +25,7 @@ __all__ = [
     "count_different",
     "held",
     "is_transposed_linear",
+    "lasting",
     "pack",
     "packed_size",
     "parameter_aliases",

@@ -195,6 +195,12 @@ def _refuse_computed(names: Iterable[str]) -> None:
         )
 
 
+def lasting(patterns: Patterns) -> Patterns:
+    """Patterns that can be gone through again and again."""
+    single = patterns is None or isinstance(patterns, str) or callable(patterns)
+    return patterns if single else tuple(cast("Iterable[Pattern]", patterns))
+
+
 def _embedding_weights(model: nn.Module) -> list[str]:
     return [
         f"{prefix}.weight" if prefix else "weight"

@@ -4,6 +4,7 @@
     config.json       what the run was started with
     metrics.jsonl     a line for each measurement
     state-00000007/   the newest whole state: state.json and safetensors files
+    NAME/             what is kept to the end, written once, in the form of a state
 
 A state is written beside the others under a temporary name, synced and renamed; only then does the one before it
 go. So whatever the moment at which the process ends, the folder holds a whole state or none, and lines of
@@ -158,18 +159,47 @@ class RunFolder:
             RunFolderError: It could not be written, for want of room for instance; the state before it is whole.
         """
         before = self.state
-        folder = self.path / f"{_STATES}{0 if before is None else before.number + 1:08d}"
-        content = {"lines": len(self.lines), "values": values}
+        name = f"{_STATES}{0 if before is None else before.number + 1:08d}"
+        self.state = self._written(name, "the state", values, tensors)
+        if before is not None:
+            shutil.rmtree(before.folder)
+
+    def keep(
+        self, name: str, values: Mapping[str, Json], tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    ) -> State:
+        """Write what is to stay to the end of the run; as `save`, but beside the states, under a name.
+
+        Written again it takes the place of what an earlier process, killed before its next state, had kept.
+        """
+        if (self.path / name).exists():
+            shutil.rmtree(self.path / name)
+        return self._written(name, f"what is kept as {name}", values, tensors)
+
+    def kept(self, name: str) -> State:
+        """What `keep` wrote.
+
+        Raises:
+            RunFolderError: It is not there, or damaged.
+        """
+        content = _read_json(self.path / name / _STATE)
+        return State(self.path / name, content["values"], content["lines"])
+
+    def _written(
+        self,
+        name: str,
+        what: str,
+        values: Mapping[str, Json],
+        tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> State:
+        folder, content = self.path / name, {"lines": len(self.lines), "values": values}
         try:
             with creating_folder(folder) as temporary:
                 for group, named in tensors.items():
                     save_file(_apart(named), temporary / f"{group}.safetensors")
                 (temporary / _STATE).write_text(json.dumps(content), encoding="utf-8")
         except (OSError, SafetensorError) as error:
-            raise self._unwritten("the state", error) from error
-        self.state = State(folder, json.loads(json.dumps(values)), len(self.lines))
-        if before is not None:
-            shutil.rmtree(before.folder)
+            raise self._unwritten(what, error) from error
+        return State(folder, json.loads(json.dumps(values)), len(self.lines))
 
     def _unwritten(self, what: str, error: Exception) -> RunFolderError:
         last = "no state yet" if self.state is None else f"the whole state {self.state.folder.name}"
@@ -193,7 +223,8 @@ def _apart(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _remove_remains(folder: Path) -> None:
     """What writes that were killed have left: temporary files and folders, states that have a newer one."""
-    for path in (*folder.glob(f".{_STATES}*.tmp"), *_state_folders(folder)[:-1]):
+    abandoned = [path for path in folder.glob(".*.tmp") if path.is_dir()]
+    for path in (*abandoned, *_state_folders(folder)[:-1]):
         shutil.rmtree(path)
     for path in (*folder.glob(f".{_CONFIG}.*.tmp"), *folder.glob("*/.*.safetensors.*.tmp")):
         path.unlink()

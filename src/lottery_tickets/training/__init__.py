@@ -1,35 +1,49 @@
 """Training that takes little more memory than the weights: steps made inside the backward pass."""
 
 from lottery_tickets.training._activations import Checkpointing, blocks_of, checkpointed, checkpointed_blocks
+from lottery_tickets.training._configuration import configuration, described
+from lottery_tickets.training._course import Course, Evaluation, Judge, Point, early_stopping
 from lottery_tickets.training._fused_sgd import FusedSGD
 from lottery_tickets.training._memory import TrainingBytes, log_training_bytes, training_bytes
 from lottery_tickets.training._optimizers import AfterBackward, InBackward, MakeOptimizer, Stepper, make_optimizer
 from lottery_tickets.training._order import DataOrder
 from lottery_tickets.training._passes import Clip
 from lottery_tickets.training._peaks import devices_of, peak_bytes
+from lottery_tickets.training._recipe import LEARNING_RATES, OptimizerFunction, Recipe, TrainerFunction
 from lottery_tickets.training._snapshots import restore_tensors, structure_digest, tensors_of
 from lottery_tickets.training._trainer import Nonfinite, Progress, SchedulerFactory, Trainer, training
 from lottery_tickets.training._weights import Precision
 
 __all__ = [
+    "LEARNING_RATES",
     "AfterBackward",
     "Checkpointing",
     "Clip",
+    "Course",
     "DataOrder",
+    "Evaluation",
     "FusedSGD",
     "InBackward",
+    "Judge",
     "MakeOptimizer",
     "Nonfinite",
+    "OptimizerFunction",
+    "Point",
     "Precision",
     "Progress",
+    "Recipe",
     "SchedulerFactory",
     "Stepper",
     "Trainer",
+    "TrainerFunction",
     "TrainingBytes",
     "blocks_of",
     "checkpointed",
     "checkpointed_blocks",
+    "configuration",
+    "described",
     "devices_of",
+    "early_stopping",
     "log_training_bytes",
     "make_optimizer",
     "peak_bytes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from lottery_tickets.errors import TrainingError
 from lottery_tickets.training._passes import Clip
 from lottery_tickets.training._weights import BLOCK, BLOCK_ELSEWHERE, HALVES, Precision
 
-Kind = Literal["sgd", "adamw", "adamw8bit", "torch sgd", "torch adamw"]
+Kind = Literal["sgd", "adam", "adamw", "adamw8bit", "torch sgd", "torch adamw"]
 
 _SINGLE = 4  # bytes of a float32
 _GIB = 1 << 30
@@ -108,7 +108,7 @@ def training_bytes(
         >>> predicted["throughout"]["weights"], predicted["in_a_block"]["gradients"]
         (400000, 400000)
     """
-    if optimizer not in ("sgd", "adamw", "adamw8bit", "torch sgd", "torch adamw"):
+    if optimizer not in get_args(Kind):
         raise TrainingError(
             f"No prediction for optimizer {optimizer!r}; it knows those of make_optimizer by name."
         )
@@ -244,7 +244,7 @@ def _update_bytes(trainable: list[nn.Parameter], optimizer: Kind, device: str | 
     wide = largest.numel() * max(_SINGLE, largest.element_size())
     if optimizer == "torch adamw":
         return wide
-    temporaries = 3 if optimizer == "adamw" else 1
+    temporaries = 1 if optimizer == "adamw8bit" else 3
     return wide * (temporaries + (2 if largest.dtype in HALVES else 0))
 
 

@@ -81,13 +81,13 @@ def make_optimizer(
     """An optimizer by name, updating inside the backward pass where it is one of these names.
 
     Args:
-        kind: "sgd" (`FusedSGD`); "adamw" (torch's); "adamw8bit" (torchao's, whose states take two bytes a weight);
-            or a function that makes a torch optimizer, `kind(named_parameters, lr=lr)`, which then steps after the
-            backward pass.
+        kind: "sgd" (`FusedSGD`); "adam" and "adamw" (torch's); "adamw8bit" (torchao's, whose states take two bytes
+            a weight); or a function that makes a torch optimizer, `kind(named_parameters, lr=lr)`, which then
+            steps after the backward pass.
         named_parameters: Name and parameter; those that do not require gradients are left out.
         lr: Learning rate.
         momentum: Of "sgd" only.
-        weight_decay: In the gradient for "sgd", decoupled for AdamW; a function has its own.
+        weight_decay: In the gradient for "sgd" and "adam", decoupled for AdamW; a function has its own.
         max_grad_norm: Gradients are scaled down to this norm; None for no clipping.
         clip: "tensor" or "global", as `FusedSGD` has it; by default "tensor" for the names and "global" for a
             function, which knows no other.
@@ -112,9 +112,7 @@ def make_optimizer(
     """
     named = [(name, one) for name, one in named_parameters if one.requires_grad]
     if kind != "sgd" and momentum:
-        raise TrainingError(
-            f"momentum={momentum} is for 'sgd'; AdamW has its betas, a function its own arguments."
-        )
+        raise TrainingError(f"momentum={momentum} is for 'sgd'; Adam has its betas, a function its own arguments.")
     if kind == "sgd":
         return FusedSGD(
             named, lr, momentum, weight_decay,
@@ -123,7 +121,7 @@ def make_optimizer(
     if callable(kind):
         if clip == "tensor" or weight_decay:
             raise TrainingError(
-                "A function sets its own weight_decay, and clip='tensor' is for 'sgd' and 'adamw'."
+                "A function sets its own weight_decay, and clip='tensor' is for the optimizers by name."
             )
         return AfterBackward(named, kind(named, lr=lr), max_grad_norm=max_grad_norm)
     if kind not in _ADAMS:
@@ -356,4 +354,4 @@ def _adamw8bit(parameters: list[tuple[str, nn.Parameter]], *, lr: float, weight_
     return AdamW8bit(parameters, lr=lr, weight_decay=weight_decay)
 
 
-_ADAMS: dict[str, MakeOptimizer] = {"adamw": torch.optim.AdamW, "adamw8bit": _adamw8bit}
+_ADAMS: dict[str, MakeOptimizer] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamw8bit": _adamw8bit}

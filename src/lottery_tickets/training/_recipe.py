@@ -1,4 +1,4 @@
-"""How a model is trained between checks: by our trainer, or by a function of the user's."""
+"""How a model is trained: by our trainer, or by a function of the user's."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ from typing import Any, cast, get_args
 import torch
 from torch import nn
 
+from lottery_tickets._arguments import check_count, check_number
 from lottery_tickets._batches import LossFunction, size_of
-from lottery_tickets._early_bird._settings import check_count, check_number
 from lottery_tickets.errors import TrainingError
-from lottery_tickets.training import (
-    Checkpointing,
-    Nonfinite,
-    Precision,
-    SchedulerFactory,
-    Trainer,
-    log_training_bytes,
-    make_optimizer,
-    training_bytes,
-)
+from lottery_tickets.training._activations import Checkpointing
+from lottery_tickets.training._memory import log_training_bytes, training_bytes
+from lottery_tickets.training._optimizers import make_optimizer
+from lottery_tickets.training._trainer import Nonfinite, SchedulerFactory, Trainer
+from lottery_tickets.training._weights import Precision
 
 _log = logging.getLogger(__name__)
 
@@ -31,30 +26,49 @@ TrainerFunction = Callable[[nn.Module, Any, int], Any]
 OptimizerFunction = Callable[..., torch.optim.Optimizer]
 
 # Where nothing is said.
-LEARNING_RATES = {"sgd": 0.01, "adamw": 1e-4, "adamw8bit": 1e-4}
+LEARNING_RATES = {"sgd": 0.01, "adam": 1e-3, "adamw": 1e-4, "adamw8bit": 1e-4}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The arguments of `compute_early_bird_tickets` that say how to train, under their names there."""
+    """How to train.
 
-    trainer_fn: TrainerFunction | None
-    max_batch_size: int | None
-    learning_rate: float | None
-    use_sgd: bool
-    optimizer: str | OptimizerFunction | None
-    scheduler: SchedulerFactory | None
-    loss_fn: LossFunction | None
-    gradient_checkpointing: Checkpointing
-    max_grad_norm: float | None
-    momentum: float
-    weight_decay: float
-    precision: Precision
-    nonfinite: Nonfinite
-    max_skipped: float
+    Attributes:
+        optimizer: "sgd", "adam", "adamw", "adamw8bit", or a function from parameters to an optimizer of torch's,
+            called with `lr` too if there is a learning rate.
+        learning_rate: None for the name's own in `LEARNING_RATES`, or the function's.
+        momentum: Of SGD by name.
+        weight_decay: Of an optimizer by name.
+        scheduler: A function from the torch optimizer to a learning rate scheduler, stepped once a step.
+        loss_fn: `loss_fn(logits, targets)` in place of the model's usual loss.
+        trainer_fn: `trainer_fn(model, dataloader, epochs)`, which trains by itself.
+        max_batch_size: Samples in a forward pass at most.
+        max_grad_norm: Gradients are scaled down to this norm; None for no clipping.
+        gradient_checkpointing: Whether to compute activations again in the backward pass.
+        precision: How weights of two bytes take up small steps.
+        nonfinite: What to do at a loss or gradient that is not finite.
+        max_skipped: Share of the batches that may be skipped.
+
+    Raises:
+        TrainingError: What cannot be.
+    """
+
+    optimizer: str | OptimizerFunction = "sgd"
+    learning_rate: float | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    scheduler: SchedulerFactory | None = None
+    loss_fn: LossFunction | None = None
+    trainer_fn: TrainerFunction | None = None
+    max_batch_size: int | None = None
+    max_grad_norm: float | None = None
+    gradient_checkpointing: Checkpointing = "auto"
+    precision: Precision = "stochastic"
+    nonfinite: Nonfinite = "stop"
+    max_skipped: float = 0.01
 
     def __post_init__(self) -> None:
-        """Raise TrainingError for what cannot be."""
+        """Refuse what cannot be."""
         if self.trainer_fn is not None:
             if not callable(self.trainer_fn):
                 raise TrainingError(
@@ -68,17 +82,10 @@ class Recipe:
             raise TrainingError(f"nonfinite is 'stop' or 'skip', got {self.nonfinite!r}.")
         check_number("max_skipped", self.max_skipped, least=0, most=1)
 
-    @property
-    def kind(self) -> str | OptimizerFunction:
-        """The optimizer, by name or as a function."""
-        if self.optimizer is not None:
-            return self.optimizer
-        return "sgd" if self.use_sgd else "adamw"
-
-    def trainer(self, model: nn.Module, seed: int, *, checkpointing: bool) -> Trainer:
+    def trainer(self, model: nn.Module, seed: int, *, checkpointing: bool = False) -> Trainer:
         """Ours, for the parameters that require gradients; it tells what memory it will take before it starts."""
         optimizer = make_optimizer(
-            self._make if callable(self.kind) else self.kind,
+            self._make if callable(self.optimizer) else self.optimizer,
             model.named_parameters(),
             lr=self._rate,
             momentum=self.momentum,
@@ -99,8 +106,8 @@ class Recipe:
         )
 
     def _tell_memory(self, model: nn.Module, checkpointing: bool, batch: Any) -> None:
-        if self.kind not in LEARNING_RATES:
-            _log.info("What memory training by %r takes is not known beforehand.", self.kind)
+        if self.optimizer not in LEARNING_RATES:
+            _log.info("What memory training by %r takes is not known beforehand.", self.optimizer)
             return
         size = size_of(batch)
         rows = min(size, self.max_batch_size or size)
@@ -108,7 +115,7 @@ class Recipe:
             model,
             batch_size=max(1, rows),
             sequence_length=_length_of(batch),
-            optimizer=cast("Any", self.kind),
+            optimizer=cast("Any", self.optimizer),
             momentum=self.momentum,
             precision=self.precision,
             micro_batches=rows < size,
@@ -120,13 +127,13 @@ class Recipe:
     def _rate(self) -> float:
         if self.learning_rate is not None:
             return self.learning_rate
-        return LEARNING_RATES.get(self.kind, 0.0) if isinstance(self.kind, str) else 0.0
+        return LEARNING_RATES.get(self.optimizer, 0.0) if isinstance(self.optimizer, str) else 0.0
 
     def _make(self, named: list[tuple[str, nn.Parameter]], *, lr: float) -> torch.optim.Optimizer:
         """The user's optimizer; a learning rate that was not given is the function's own affair."""
-        assert callable(self.kind)
+        assert callable(self.optimizer)
         options = {} if self.learning_rate is None else {"lr": lr}
-        made = self.kind([parameter for _, parameter in named], **options)
+        made = self.optimizer([parameter for _, parameter in named], **options)
         if not isinstance(made, torch.optim.Optimizer):
             raise TrainingError(
                 "optimizer is a name, or a function from parameters to an optimizer of torch's; it returned "
@@ -136,12 +143,11 @@ class Recipe:
 
     def _refuse_what_trainer_fn_does(self) -> None:
         ours = {
-            "optimizer": None,
+            "optimizer": "sgd",
             "scheduler": None,
             "loss_fn": None,
             "learning_rate": None,
             "max_batch_size": None,
-            "use_sgd": True,
             "momentum": 0.0,
             "weight_decay": 0.0,
             "gradient_checkpointing": "auto",
