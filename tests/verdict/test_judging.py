@@ -134,7 +134,7 @@ def test_worse_is_told_from_not_enough_seeds():
     assert worse["tests"][0]["refuted"]
     assert "shown to be worse than dense" in worse["reason"]
     assert not unsure["tests"][0]["refuted"]
-    assert "not enough seeds to tell" in unsure["reason"]
+    assert "2 seeds cannot tell" in unsure["reason"]
 
 
 def test_the_reason_estimates_how_many_seeds_it_would_take():

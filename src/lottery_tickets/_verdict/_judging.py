@@ -190,7 +190,9 @@ def _told(test: VerdictTest, seeds: int) -> str:
     if test["refuted"]:
         opposite = f"worse than {test['control']}" + (f" by more than {-test['null']:g}" if test["null"] else "")
         return f"shown to be {opposite} ({_numbers(test, 'upper_bound', 'p_opposite')})"
-    return f"not shown to be {test['claim']} ({_numbers(test, 'lower_bound', 'p_value')}): {_outlook(test, seeds)}"
+    return (
+        f"undecided whether {test['claim']} ({_numbers(test, 'lower_bound', 'p_value')}): {_outlook(test, seeds)}"
+    )
 
 
 def _numbers(
@@ -207,9 +209,9 @@ def _outlook(test: VerdictTest, seeds: int) -> str:
     """Whether more seeds would help."""
     needed = test["seeds_needed"]
     if needed is None:
-        return "not enough seeds to tell, and more like these would not show it"
+        return f"{seeds} seeds cannot tell, and more like these would not show it"
     more = f"more than {MANY - seeds}" if needed > MANY else f"about {needed - seeds}"
     return (
-        f"not enough seeds to tell; with this gain and spread it would take {more} more (an estimate, for a "
-        f"{POWER:.0%} chance)"
+        f"{seeds} seeds cannot tell; with this gain and spread it would take {more} more (an estimate, for a "
+        f"chance of {POWER:.0%})"
     )
