@@ -6,6 +6,7 @@ are what it is made of, and a module imports only from the floors below its own:
     cli, utils                        the command line; helper names for those who look for them there
     verdict                           models, data, tickets -> is it a winning ticket? controls and statistics
     early_bird                        model, data -> the ticket, at the moment at which it has settled
+    iterative_pruning                 model, data -> the ticket, after rounds of training, pruning and rewinding
     magnitude_pruning                 model -> magnitude mask
     importance_scoring                model, data -> scores by any criterion
     importance_pruning                scores -> mask
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from lottery_tickets.evaluation import compute_lottery_ticket_qualities, compute_lottery_ticket_quality
     from lottery_tickets.importance_pruning import create_importance_mask
     from lottery_tickets.inspection import compute_sparsity, get_model_size, validate_pruning_correctness
+    from lottery_tickets.iterative_pruning import compute_iterative_magnitude_pruning
     from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
     from lottery_tickets.masks import Mask, applied, apply_mask, held, prunable_parameters, remove_mask
     from lottery_tickets.overlap import compute_ticket_overlap
@@ -52,6 +54,7 @@ __all__ = [
     "apply_mask",
     "compute_early_bird_tickets",
     "compute_histogram_quantile",
+    "compute_iterative_magnitude_pruning",
     "compute_layerwise_magnitude_ticket",
     "compute_lottery_ticket_qualities",
     "compute_lottery_ticket_quality",
@@ -72,7 +75,8 @@ __all__ = [
 # Modules that hold these names, those that load fastest first.
 _HOMES = (
     *("errors", "masks", "sparsity", "magnitude_pruning", "importance_pruning"),
-    *("evaluation", "robustness", "overlap", "inspection", "determinism", "early_bird", "verdict"),
+    *("evaluation", "robustness", "overlap", "inspection", "determinism", "early_bird", "iterative_pruning"),
+    "verdict",
 )
 
 if not TYPE_CHECKING:

@@ -142,6 +142,7 @@ class Course:
 
     Attributes:
         evaluations: What was measured so far.
+        trainer: As it was given.
     """
 
     def __init__(
@@ -156,7 +157,8 @@ class Course:
         start: Point | None = None,
     ) -> None:
         self.evaluations: list[Evaluation] = []
-        self._model, self._trainer, self._order = model, trainer, order
+        self.trainer = trainer
+        self._model, self._order = model, order
         self._epochs, self._judge, self._every = epochs, judge, eval_every_steps
         point = start or Point()
         self._epoch, self._batch, self._step = point.epoch, point.batch, point.step
@@ -173,6 +175,11 @@ class Course:
     def epoch(self) -> int:
         """Whole epochs behind it."""
         return self._epoch
+
+    @property
+    def skipped(self) -> int:
+        """Batches that the trainer left out."""
+        return self.trainer.progress.skipped
 
     @property
     def train_loss(self) -> float | None:
@@ -192,7 +199,7 @@ class Course:
         """
         while self._epoch < self._epochs:
             for batch in self._order.epoch(self._epoch, self._batch, self._random):
-                part = self._trainer.step(batch)
+                part = self.trainer.step(batch)
                 if part is not None:
                     self._losses.add(part)
                 self._batch += 1
@@ -231,7 +238,7 @@ class Course:
         """All that the rest hangs on beside the model."""
         return {
             "point": self.point().state(),
-            "trainer": self._trainer.state(),
+            "trainer": self.trainer.state(),
             "losses": asdict(self._losses),
             "epoch_loss": self._epoch_loss,
             "evaluations": list(self.evaluations),
@@ -242,7 +249,7 @@ class Course:
         point = Point.of(state["point"])
         self._epoch, self._batch, self._step = point.epoch, point.batch, point.step
         self._random = point.random
-        self._trainer.load(state["trainer"])
+        self.trainer.load(state["trainer"])
         self._losses = Progress(**state["losses"])
         self._epoch_loss = state["epoch_loss"]
         self.evaluations = [Evaluation(**one) for one in state["evaluations"]]  # type: ignore[typeddict-item]

@@ -82,8 +82,17 @@ class Recipe:
             raise TrainingError(f"nonfinite is 'stop' or 'skip', got {self.nonfinite!r}.")
         check_number("max_skipped", self.max_skipped, least=0, most=1)
 
-    def trainer(self, model: nn.Module, seed: int, *, checkpointing: bool = False) -> Trainer:
-        """Ours, for the parameters that require gradients; it tells what memory it will take before it starts."""
+    def trainer(
+        self, model: nn.Module, seed: int, *, checkpointing: bool = False, scheduled: bool = True
+    ) -> Trainer:
+        """Ours, for the parameters that require gradients; it tells what memory it will take before it starts.
+
+        Args:
+            model: To be trained.
+            seed: Of stochastic rounding.
+            checkpointing: Whether the model computes activations again.
+            scheduled: If False, the learning rate stays what it is.
+        """
         optimizer = make_optimizer(
             self._make if callable(self.optimizer) else self.optimizer,
             model.named_parameters(),
@@ -97,7 +106,7 @@ class Recipe:
         return Trainer(
             model,
             optimizer,
-            scheduler=self.scheduler,
+            scheduler=self.scheduler if scheduled else None,
             loss_fn=self.loss_fn,
             max_batch_size=self.max_batch_size,
             nonfinite=self.nonfinite,

@@ -1,0 +1,398 @@
+"""Train, prune, rewind, round after round; every state on disk, if there is a folder for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lottery_tickets._iterative._calls import Calls
+from lottery_tickets._iterative._drawing import draw, scores_of
+from lottery_tickets._iterative._results import IterativePruningResults, PruningRound
+from lottery_tickets._iterative._schedule import Group
+from lottery_tickets._iterative._settings import Settings
+from lottery_tickets.errors import RunFolderError, TrainingError
+from lottery_tickets.masks import Mask, held, prunable_parameters
+from lottery_tickets.runs import RunFolder, decoded, encoded
+from lottery_tickets.training import (
+    Course,
+    DataOrder,
+    Judge,
+    Point,
+    Recipe,
+    Trainer,
+    early_stopping,
+    restore_tensors,
+    tensors_of,
+)
+
+_REWIND = "rewind"  # what the run keeps of the rewinding point
+
+
+@dataclass(frozen=True)
+class RewindPoint:
+    """Everything as it was at the rewinding point.
+
+    Attributes:
+        tensors: Weights and buffers.
+        training: State of the course.
+        options: Of each of the optimizer's groups: learning rate and the like.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    training: Mapping[str, Any]
+    options: list[dict[str, Any]]
+
+
+class Experiment:
+    """Iterative pruning that can be left at any batch and gone on with at the latest state.
+
+    Args:
+        model: In training mode.
+        dataloader: For `trainer_fn`.
+        order: The data.
+        settings: What is pruned and rewound.
+        recipe: How to train.
+        groups: What is ranked together, and how much of it goes.
+        judge: Measures; None for none.
+        run: The folder to write states to.
+        checkpointing: Whether the model computes activations again.
+        save_every_steps: Batches between states; None for the end of every epoch.
+        progress: Show a bar.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataloader: Any,
+        order: DataOrder,
+        settings: Settings,
+        recipe: Recipe,
+        groups: list[Group],
+        judge: Judge | None,
+        run: RunFolder | None,
+        *,
+        checkpointing: bool,
+        save_every_steps: int | None,
+        progress: bool,
+    ) -> None:
+        self._model, self._dataloader, self._order = model, dataloader, order
+        self._settings, self._recipe, self._groups = settings, recipe, groups
+        self._judge, self._run, self._progress = judge, run, progress
+        self._checkpointing, self._save_every = checkpointing, save_every_steps
+        self._round = 0
+        self._finished = False  # the round, that is
+        self._mask: Mask | None = None
+        self._course: Course | Calls = self._new_course(None)
+        self._told = 0  # of the course's evaluations
+        self._seconds = 0.0  # in this round, before `_clock`
+        self._clock = time.perf_counter()
+        self._rewind: RewindPoint | None = None
+        self._last_options: list[dict[str, Any]] = []  # of the optimizer, when the dense network had been trained
+        self._rounds: list[PruningRound] = []
+
+    def run(self) -> None:
+        """Do what is left to do."""
+        if self._run is not None and self._run.state is not None:
+            self._load(self._run)
+        with self._bar() as bar:
+            while not (self._finished and self._round == self._settings.num_iterations):
+                if self._finished:
+                    self._prune()
+                self._train(bar)
+
+    def results(self) -> IterativePruningResults:
+        """What users get."""
+        assert self._rewind is not None
+        assert self._mask is not None
+        dense, *rounds = self._rounds
+        ours = self._recipe.trainer_fn is None
+        return IterativePruningResults(
+            method=f"iterative_{self._settings.criterion_name}_pruning",
+            rewind=self._settings.rewind,
+            target_sparsity=sum(group.removed[-1] for group in self._groups) / self._mask.numel,
+            rewind_epoch=self._settings.rewind_epoch,
+            rewind_step=Point.of(self._rewind.training["point"]).step if ours else None,
+            dense=dense,
+            iterations=rounds,
+            final_mask=self._mask,
+            rewind_state=self._rewind.tensors
+            if self._run is None
+            else str(self._run.path / _REWIND / "model.safetensors"),
+        )
+
+    # ---------------------------------------------------------------- a round
+
+    def _prune(self) -> None:
+        """Draw the next mask, and put back what is to be put back."""
+        settings = self._settings
+        self._round, self._finished = self._round + 1, False
+        self._seconds, self._told = 0.0, 0
+        weights = prunable_parameters(self._model, settings.include, settings.exclude)
+        scores = None
+        if callable(settings.criterion):
+            scores = scores_of(settings.criterion, self._model, weights)
+        self._mask = draw(weights, self._mask, self._groups, self._round, scores)
+        if self._run is not None:
+            self._save_mask(self._run, self._mask)
+        assert self._rewind is not None
+        if settings.rewind == "weights":
+            restore_tensors(self._model, self._rewind.tensors)
+        self._course = self._new_course(self._rewind)
+
+    def _train(self, bar: Any) -> None:
+        """What is left of the round."""
+        self._clock = time.perf_counter()
+        with nullcontext() if self._mask is None else held(self._model, self._mask):
+            self._keep_rewind_point()
+            course, epoch, seen = self._course, self._course.epoch, self._course.step
+            bar.set_description(f"round {self._round} of {self._settings.num_iterations}")
+            for step in course.batches():
+                bar.update(step - seen)
+                self._keep_rewind_point()
+                self._tell_evaluations()
+                ended, epoch, seen = course.epoch > epoch, course.epoch, step
+                due = ended if self._save_every is None else step % self._save_every == 0 and not ended
+                if due and epoch < self._settings.epochs:
+                    self._save()
+        if self._rewind is None:
+            raise TrainingError(
+                f"rewind_step={self._settings.rewind_step} was not reached: training had {self._course.step} "
+                "steps. Rewind to an earlier step or train longer."
+            )
+        self._finish()
+
+    def _finish(self) -> None:
+        """Write down what came of the round."""
+        if not self._round:
+            self._last_options = self._options()
+        self._finished = True
+        record = self._record()
+        self._rounds.append(record)
+        if self._run is not None:
+            self._run.record({"kind": "round", **record})
+        self._save()
+
+    def _tell_evaluations(self) -> None:
+        """On disk as they come, for whoever watches."""
+        for found in self._course.evaluations[self._told :]:
+            if self._run is not None:
+                self._run.record({"kind": "evaluation", "round": self._round, **found})
+        self._told = len(self._course.evaluations)
+
+    def _record(self) -> PruningRound:
+        course, mask = self._course, self._mask
+        ours = isinstance(course, Course)
+        last = course.evaluations[-1] if course.evaluations else None
+        best = early_stopping(course.evaluations) if ours else None
+        weights = prunable_parameters(self._model, self._settings.include, self._settings.exclude)
+        return PruningRound(
+            round=self._round,
+            sparsity=0.0 if mask is None else mask.sparsity,
+            layer_sparsities=dict.fromkeys(weights, 0.0) if mask is None else mask.layer_sparsity(),
+            mask_digest=None if mask is None else mask.digest(),
+            steps=course.step - self._start if ours else None,
+            skipped=course.skipped,
+            train_loss=course.train_loss,
+            eval_loss=last and last["loss"],
+            accuracy=last and last["accuracy"],
+            early_stopping_step=best and best["step"],
+            early_stopping_loss=best and best["loss"],
+            early_stopping_accuracy=best and best["accuracy"],
+            test_loss=last and last["test_loss"],
+            test_accuracy=last and last["test_accuracy"],
+            early_stopping_test_loss=best and best["test_loss"],
+            early_stopping_test_accuracy=best and best["test_accuracy"],
+            evaluations=list(course.evaluations),
+            seconds=self._seconds + time.perf_counter() - self._clock,
+        )
+
+    # ---------------------------------------------------------------- training
+
+    def _new_course(self, rewind: RewindPoint | None) -> Course | Calls:
+        """A training of this round: from the beginning, or from the rewinding point."""
+        start = None if rewind is None else Point.of(rewind.training["point"])
+        settings, recipe = self._settings, self._recipe
+        if recipe.trainer_fn is not None:
+            train = partial(recipe.trainer_fn, self._model, self._dataloader)
+            return Calls(
+                *(self._model, train, self._order),
+                epochs=settings.epochs,
+                halt=settings.rewind_epoch,
+                judge=self._judge,
+                start=start,
+            )
+        return Course(
+            *(self._model, self._new_trainer(rewind), self._order),
+            epochs=settings.epochs,
+            judge=self._judge,
+            eval_every_steps=settings.eval_every_steps,
+            start=start,
+        )
+
+    def _new_trainer(self, rewind: RewindPoint | None) -> Trainer:
+        fixed_rate = rewind is not None and self._settings.rewind == "none"
+        trainer = self._recipe.trainer(
+            self._model, self._settings.seed, checkpointing=self._checkpointing, scheduled=not fixed_rate
+        )
+        if rewind is None:
+            return trainer
+        own, there = trainer.state(), rewind.training["trainer"]
+        if self._settings.rewind == "weights":
+            trainer.load({**deepcopy(there), "progress": own["progress"]})
+        elif self._settings.rewind == "learning_rate":
+            trainer.load({**own, "scheduler": deepcopy(there["scheduler"])})
+        options = self._last_options if fixed_rate else rewind.options
+        for group, given in zip(trainer.optimizer.param_groups, options, strict=True):
+            group.update(given)
+        return trainer
+
+    def _options(self) -> list[dict[str, Any]]:
+        """What a scheduler may have changed."""
+        if isinstance(self._course, Calls):
+            return []
+        groups = self._course.trainer.optimizer.param_groups
+        parameters = {"params", "param_names"}
+        return [{name: one for name, one in group.items() if name not in parameters} for group in groups]
+
+    @property
+    def _start(self) -> int:
+        """The step at which this round's training began."""
+        if not self._round or self._rewind is None:
+            return 0
+        return Point.of(self._rewind.training["point"]).step
+
+    # ---------------------------------------------------------------- rewinding
+
+    def _keep_rewind_point(self) -> None:
+        """If training stands at it for the first time."""
+        settings, course = self._settings, self._course
+        if self._rewind is not None or course.epoch < settings.rewind_epoch:
+            return
+        if course.step < (settings.rewind_step or 0):
+            return
+        tensors, training, options = tensors_of(self._model), course.state(), self._options()
+        if self._run is None:
+            self._rewind = RewindPoint(
+                {name: one.clone() for name, one in tensors.items()}, deepcopy(training), deepcopy(options)
+            )
+            return
+        others: dict[str, torch.Tensor] = {}
+        values = {
+            "training": encoded(training, others, "training"),
+            "options": encoded(options, others, "options"),
+        }
+        self._run.keep(_REWIND, values, {"model": tensors, "others": others})
+        self._rewind = _kept(self._run)
+
+    # ---------------------------------------------------------------- state
+
+    def _save(self) -> None:
+        if self._run is None:
+            return
+        others: dict[str, torch.Tensor] = {}
+        values = {
+            "round": self._round,
+            "finished": self._finished,
+            "digest": None if self._mask is None else self._mask.digest(),
+            "rewind": self._rewind is not None,
+            "seconds": self._seconds + time.perf_counter() - self._clock,
+            "last_options": encoded(self._last_options, others, "last options"),
+            "course": encoded(self._course.state(), others, "course"),
+        }
+        self._run.save(values, {"model": tensors_of(self._model), "others": others})
+
+    def _load(self, run: RunFolder) -> None:
+        assert run.state is not None
+        values, others = run.state.values, run.state.tensors("others")
+        restore_tensors(self._model, run.state.tensors("model"))
+        self._round, self._finished, self._seconds = values["round"], values["finished"], values["seconds"]
+        self._last_options = decoded(values["last_options"], others)
+        if values["rewind"]:
+            self._rewind = _kept(run)
+        if values["digest"] is not None:
+            self._mask = _mask_of(run, self._round, values["digest"])
+        self._course = self._new_course(self._rewind if self._round else None)
+        self._course.load(decoded(values["course"], others))
+        self._told = len(self._course.evaluations)
+        names = PruningRound.__annotations__
+        self._rounds = [
+            cast("PruningRound", {name: line[name] for name in names})
+            for line in run.lines
+            if line["kind"] == "round"
+        ]
+
+    def _save_mask(self, run: RunFolder, mask: Mask) -> None:
+        """As a ticket file, for users and for the states to come."""
+        settings, path = self._settings, _mask_path(run, self._round)
+        metadata = {
+            "criterion": settings.criterion_name,
+            "round": str(self._round),
+            "rounds": str(settings.num_iterations),
+            "rewind": settings.rewind,
+            "seed": str(settings.seed),
+        }
+        try:
+            path.parent.mkdir(exist_ok=True)
+            mask.save(path, metadata=metadata)
+        except OSError as error:
+            raise RunFolderError(
+                f"{path}: the mask could not be written ({error}). The states before it are whole; make room and "
+                "call again, and the run goes on from there."
+            ) from error
+
+    # ---------------------------------------------------------------- progress
+
+    @contextmanager
+    def _bar(self) -> Iterator[Any]:
+        """Over the steps of all rounds, or their epochs under `trainer_fn`."""
+        settings, ours = self._settings, isinstance(self._course, Course)
+        length = self._order.length if ours else 1
+        total, initial = None, 0
+        if length is not None:
+            whole = length * settings.epochs
+            rest = whole - (settings.rewind_step or length * settings.rewind_epoch)
+            total = whole + rest * settings.num_iterations
+            before = whole + rest * (self._round - 1) if self._round else 0
+            initial = before + self._course.step - (whole - rest if self._round else 0)
+        with tqdm(total=total, initial=initial, delay=2, disable=not self._progress) as bar:
+            yield bar
+
+
+def _kept(run: RunFolder) -> RewindPoint:
+    state = run.kept(_REWIND)
+    others = state.tensors("others")
+    return RewindPoint(
+        state.tensors("model"),
+        decoded(state.values["training"], others),
+        decoded(state.values["options"], others),
+    )
+
+
+def _mask_path(run: RunFolder, number: int) -> Path:
+    return run.path / "masks" / f"round-{number:02d}.safetensors"
+
+
+def _mask_of(run: RunFolder, number: int, digest: str) -> Mask:
+    """The mask of a round that has begun."""
+    path = _mask_path(run, number)
+    if not path.exists():
+        raise RunFolderError(
+            f"{path} is missing, and the run was left in that round. Start anew in another folder."
+        )
+    mask = Mask.load(path)
+    if mask.digest() != digest:
+        raise RunFolderError(
+            f"{path} is not the mask of this run: its digest is {mask.digest()}, expected {digest}. Start anew in "
+            "another folder."
+        )
+    return mask
