@@ -107,9 +107,7 @@ def test_an_early_bird_prunes_the_tensors_that_the_ticket_prunes(make, whole):
     inputs = torch.randn(16, 6)
     data = [(inputs, torch.arange(16) % 6)]
     before = {name: one.clone() for name, one in model.state_dict().items()}
-    mask, settled = early_bird(
-        model, data, ticket, Recipe(learning_rate=0.1), epochs=3, seed=0, progress=False
-    )
+    mask, settled = early_bird(model, data, ticket, Recipe(learning_rate=0.1), epochs=3, seed=0, progress=False)
     assert mask.shapes == ticket.shapes
     assert mask.kept == ticket.kept
     assert settled is None, "three epochs are too few for a window of five"

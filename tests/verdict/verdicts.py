@@ -51,7 +51,9 @@ def blind_ticket(_seed: int = 0) -> Mask:
 TOY = {"margin": 0.02, "epochs": 3, "learning_rate": 0.1, "progress": False}
 
 
-def verdict(ticket: Any = seeing_ticket, data: Any = make_dataloaders, model: Any = make_model, **options: Any) -> Any:
+def verdict(
+    ticket: Any = seeing_ticket, data: Any = make_dataloaders, model: Any = make_model, **options: Any
+) -> Any:
     """Of the toy; every option may be changed."""
     return compute_ticket_verdict(model, data, ticket, **{**TOY, **options})
 

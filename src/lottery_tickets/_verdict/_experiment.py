@@ -79,8 +79,10 @@ class Experiment:
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         for name, function in (("make_model", self.make_model), ("make_dataloaders", self.make_dataloaders)):
-            if not callable(function):
-                raise VerdictError(f"{name} is a function of a seed, got {described(function)!r}.")
+            if not callable(function) or isinstance(function, nn.Module):
+                raise VerdictError(
+                    f"{name} is a function of a seed, such as `lambda seed: ...`, got {type(function).__name__}."
+                )
         _check_seeds(self.seeds)
         _check_controls(self.controls)
         check_count("epochs", self.epochs)
