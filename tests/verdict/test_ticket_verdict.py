@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from lottery_tickets.errors import (
 from lottery_tickets.runs import RandomState
 from lottery_tickets.training import DataOrder, tensors_of
 from lottery_tickets.verdict import compute_verdict_from_scores
+from scoring import llama
 from verdicts import (
     CLASSES,
     HIDDEN,
@@ -286,6 +289,54 @@ def test_data_without_classes_is_judged_by_its_loss():
         verdict(data=regression, learning_rate=0.01, metric="accuracy", **FEW)
 
 
+def test_a_language_model_is_judged_by_its_loss():
+    """Tokens that follow a pattern, a tiny Llama in bfloat16, and a margin in nats per token."""
+
+    def tiny(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return llama().bfloat16()
+
+    def texts(_seed: int) -> Any:
+        tokens = (torch.arange(8)[:, None] + torch.arange(12)[None]) % 16
+        batches = [{"input_ids": part} for part in tokens.split(4)]
+        return batches, batches[:1], batches[1:]
+
+    def ticket(seed: int) -> Mask:
+        return create_magnitude_mask(tiny(seed), 0.2, progress=False)
+
+    results = verdict(
+        ticket,
+        data=texts,
+        model=tiny,
+        seeds=(0, 1, 2),
+        controls=("dense", "random_mask", "early_bird"),
+        optimizer="adamw",
+        learning_rate=0.01,
+        epochs=4,
+        margin=2.0,
+    )
+    assert results["verdict"] == "matching", results["reason"]
+    assert results["score"] == "early_stopping_loss"
+    assert results["measured_on"] == "test"
+    for one in results["trainings"]:
+        assert one["evaluations"][-1]["test_loss"] < one["evaluations"][0]["test_loss"], "it learns"
+        assert one["sparsity"] == pytest.approx(0 if one["network"] == "dense" else 0.2, abs=1e-3)
+
+
+def test_one_network_is_in_memory_at_a_time():
+    made: list[weakref.ref[nn.Module]] = []
+
+    def remembered(seed: int) -> nn.Module:
+        gc.collect()
+        assert [one for one in made if one() is not None] == []
+        model = make_model(seed)
+        made.append(weakref.ref(model))
+        return model
+
+    verdict(model=remembered, seeds=(0, 1), optimizer="adam", learning_rate=0.01)
+    assert len(made) == 2 * (6 + 1), "and one more for each early bird"
+
+
 def test_evaluations_come_as_often_as_asked():
     results = verdict(eval_every_steps=2, **FEW)
     assert [one["step"] for one in results["trainings"][0]["evaluations"]] == [2, 4, 6, 8, 10, 12]
@@ -331,6 +382,8 @@ def mixed_data(seed: int) -> Any:
         ({"seeds": (0,)}, "1 seed: .* Give two at the very least"),
         ({"seeds": ()}, "0 seeds"),
         ({"seeds": (1, 1)}, "comes twice"),
+        ({"seeds": 5}, "seeds is several of them"),
+        ({"controls": "dense"}, "controls is several of them"),
         ({"controls": ("random_mask",)}, "lacks 'dense'"),
         ({"controls": ("dense", "lucky")}, "controls are different ones of dense, random_reinit"),
         ({"controls": ("dense", "dense")}, "controls are different ones"),
