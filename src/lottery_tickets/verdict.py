@@ -132,9 +132,9 @@ def compute_ticket_verdict(
             there is any, else of the validation data.
         judged_at: "early_stopping", the step of the least validation loss, or "end".
         initial: The weights that the ticket is meant for, where they are not those of `make_model`: a dict of all
-            parameters and buffers or a safetensors file, such as an iterative pruning's `rewind_state`; with a
-            ticket for each seed, one for each or a function of the seed. None with one mask: the weights of
-            `make_model(seeds[0])`.
+            parameters and buffers, a `state_dict`, or a safetensors file, such as an iterative pruning's
+            `rewind_state`; with a ticket for each seed, one for each or a function of the seed. None with one
+            mask: the weights of `make_model(seeds[0])`.
         optimizer: "sgd", "adam", "adamw", "adamw8bit", or a function from parameters to an optimizer of torch's,
             called with `lr` too if `learning_rate` is given.
         learning_rate: None for the optimizer's own default.

@@ -21,7 +21,7 @@ from lottery_tickets.errors import (
     VerdictError,
 )
 from lottery_tickets.runs import RandomState
-from lottery_tickets.training import DataOrder, tensors_of
+from lottery_tickets.training import DataOrder, digest_of, tensors_of
 from lottery_tickets.verdict import compute_verdict_from_scores
 from scoring import llama
 from verdicts import (
@@ -219,6 +219,23 @@ def test_an_initial_file_is_the_same_as_its_tensors(tmp_path):
         for initial in (weights, tmp_path / "initial.safetensors", str(tmp_path / "initial.safetensors"))
     ]
     assert found[0] == found[1] == found[2]
+
+
+def test_a_state_dict_will_do_for_initial_weights():
+    """It lists tied tensors twice and leaves some buffers out."""
+    batches = [{"input_ids": torch.arange(12).reshape(2, 6)}]
+
+    def tiny(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return llama(tie_word_embeddings=True)
+
+    given = tiny(9).state_dict()
+    assert given.keys() != tensors_of(tiny(9)).keys()
+    ticket = create_magnitude_mask(tiny(9), 0.2, progress=False)
+    results = verdict(
+        ticket, data=lambda seed: (batches, batches), model=tiny, initial=given, **{**FEW, "epochs": 1}
+    )
+    assert {one["weights"] for one in results["trainings"]} == {digest_of(tensors_of(tiny(9)))}
 
 
 # ---------------------------------------------------------------- what comes back
@@ -430,7 +447,7 @@ def test_numbers_out_of_range_are_refused(options):
 
 
 def test_weights_that_do_not_fit_are_refused():
-    with pytest.raises(TrainingError, match="not of this Sequential"):
+    with pytest.raises(TrainingError, match="initial does not fit what make_model gives"):
         verdict(seeing_ticket(), initial={"0.weight": torch.ones(2)}, **FEW)
 
 
