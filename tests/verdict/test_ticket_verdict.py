@@ -14,6 +14,7 @@ from torch import nn
 
 import lottery_tickets
 from lottery_tickets import Mask, create_magnitude_mask
+from lottery_tickets.early_bird import compute_early_bird_tickets
 from lottery_tickets.errors import (
     MaskMismatchError,
     NonfiniteLossError,
@@ -359,12 +360,25 @@ def test_evaluations_come_as_often_as_asked():
     assert [one["step"] for one in results["trainings"][0]["evaluations"]] == [2, 4, 6, 8, 10, 12]
 
 
-def test_the_early_bird_says_when_it_settled():
+def test_the_early_bird_is_the_one_that_the_search_finds():
     results = verdict(seeds=(0, 1), controls=("dense", "early_bird"), epochs=8, learning_rate=0.01)
     for one in results["trainings"]:
         assert one["network"] == "early_bird" or one["settled_epoch"] is None
-    settled = [one["settled_epoch"] for one in results["trainings"] if one["network"] == "early_bird"]
-    assert all(epoch is not None and 5 <= epoch <= 8 for epoch in settled)
+    for one in results["trainings"]:
+        if one["network"] == "early_bird":
+            train, _, _ = make_dataloaders(one["seed"])
+            expected = compute_early_bird_tickets(
+                make_model(one["seed"]),
+                train,
+                max_epochs=8,
+                target_sparsity=seeing_ticket().sparsity,
+                learning_rate=0.01,
+                max_grad_norm=None,
+                seed=one["seed"],
+                progress=False,
+            )
+            assert one["mask"] == expected["final_mask"].digest()
+            assert one["settled_epoch"] == expected["convergence_epoch"] is not None
 
 
 def test_the_first_import_is_that_of_the_package():
@@ -393,6 +407,17 @@ def mixed_data(seed: int) -> Any:
     return make_dataloaders(seed, test=seed == 0)
 
 
+def mixed_labels(seed: int) -> Any:
+    train, (batch,) = make_dataloaders(seed, test=False)
+    inputs, labels = batch
+    return train, (inputs, nn.functional.one_hot(labels, CLASSES).float() if seed else labels)
+
+
+def blank_validation(seed: int) -> Any:
+    train, (batch,) = make_dataloaders(seed, test=False)
+    return train, (torch.full_like(batch[0], torch.nan), batch[1])
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -416,6 +441,8 @@ def mixed_data(seed: int) -> Any:
         ({"data": lambda seed: [1]}, "it gave list of 1"),
         ({"data": lambda seed: None}, "it gave NoneType"),
         ({"data": mixed_data}, "for some seeds and not for others"),
+        ({"data": mixed_labels}, "classes for some seeds and not for others"),
+        ({"data": blank_validation}, "ticket, seed 0: its validation loss was never a number"),
         ({"model": lambda seed: None}, "it gave NoneType"),
         ({"model": make_model(0)}, "make_model is a function of a seed"),
         ({"data": make_dataloaders(0)}, "make_dataloaders is a function of a seed, .* got tuple"),
