@@ -70,7 +70,7 @@ def compute_ticket_verdict(
     controls: Sequence[Control] = CONTROLS,
     *,
     margin: float,
-    epochs: int,
+    epochs: int = 10,
     confidence: float = 0.95,
     metric: Metric | None = None,
     judged_at: Moment = "early_stopping",
