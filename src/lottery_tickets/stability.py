@@ -227,15 +227,15 @@ def compute_instability(
         >>> from lottery_tickets import compute_instability
         >>> from lottery_tickets.stability import make_train_function
         >>> _ = torch.manual_seed(0)
-        >>> inputs = torch.randn(64, 8)
+        >>> inputs = torch.randn(32, 8)
         >>> data = torch.utils.data.TensorDataset(inputs, (inputs[:, 0] > 0).long())
         >>> loader = torch.utils.data.DataLoader(data, batch_size=8, shuffle=True)
         >>> def make_model(seed):
         ...     return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
-        >>> train = make_train_function(loader, epochs=4, learning_rate=0.1)
-        >>> found = compute_instability(make_model, train, [0, 8], seeds=[0, 1], dataloader=loader)
+        >>> train = make_train_function(loader, epochs=2, learning_rate=0.1)
+        >>> found = compute_instability(make_model, train, [0, 4], seeds=[0, 1], dataloader=loader)
         >>> [point["rewind_step"] for point in found["curve"]], found["rewind_step"]
-        ([0, 8], 0)
+        ([0, 4], 0)
 
     References:
         Frankle, Dziugaite, Roy and Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML
