@@ -1,11 +1,7 @@
 """When memory is short: checkpoints on disk, tensor by tensor."""
 
-from lottery_tickets.large_models._checkpoints import (
-    PrunedCheckpoint,
-    compute_weights_digest,
-    prune_checkpoint,
-    read_checkpoint,
-)
+from lottery_tickets.large_models._checkpoints import compute_weights_digest, read_checkpoint
+from lottery_tickets.large_models._copies import PrunedCheckpoint, prune_checkpoint
 from lottery_tickets.large_models._loading import load_model, load_tokenizer, resolve_model
 
 __all__ = [
