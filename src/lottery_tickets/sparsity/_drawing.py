@@ -25,7 +25,7 @@ from lottery_tickets.sparsity._allocation import (
     removed_count,
     uniform_removals,
 )
-from lottery_tickets.sparsity._blocks import Rescore, Weights, rankable, refuse_nan
+from lottery_tickets.sparsity._blocks import Pages, Rescore, Weights, rankable, refuse_nan
 from lottery_tickets.sparsity._lamp import lamp_removals
 from lottery_tickets.sparsity._layouts import Layout
 from lottery_tickets.sparsity._outliers import outlier_shares
@@ -51,6 +51,7 @@ class Ranked:
         dtype: What it is compared in.
         nan: "raise" refuses NaN, "prune" ranks it below everything.
         use_histogram: Draw lines by counting; else by sorting, to the same bits.
+        pages: What is told where weights will be read, if they lie in files.
         progress: Name of a progress bar; None for none.
     """
 
@@ -60,18 +61,25 @@ class Ranked:
     dtype: torch.dtype | None = None
     nan: NanPolicy = "raise"
     use_histogram: bool = True
+    pages: Pages | None = None
     progress: str | None = None
 
     def selector(self, tensors: Mapping[str, torch.Tensor]) -> Selector:
         """What draws lines through some of the tensors."""
         if self.use_histogram:
-            make = partial(Selection, progress=self.progress)
+            make = partial(Selection, pages=self.pages, progress=self.progress)
             return make(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
         return Sorting(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
 
     def weights(self, tensors: Mapping[str, torch.Tensor]) -> Weights:
         """Some of the tensors as integers that rank."""
-        return Weights(tensors, rescore=self.rescore, dtype=self.dtype, nan_first=self.nan == "prune")
+        return Weights(
+            tensors,
+            rescore=self.rescore,
+            dtype=self.dtype,
+            nan_first=self.nan == "prune",
+            pages=self.pages,
+        )
 
     def layout(self, name: str) -> Layout:
         """Where this tensor keeps its inputs."""
@@ -242,7 +250,7 @@ def _bits_of_group(
     if min_density is not None:
         return [bits_above_floor(group, removed, min_density, ranked.selector) for removed in removals]
     selector = ranked.selector(group)
-    return [selector.bits(line) for line in selector.lines(removals)]
+    return selector.bits_of_each(selector.lines(removals))
 
 
 def _allocate(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[dict[str, int]]:
