@@ -57,13 +57,14 @@ def twins_of(checkpoint: Checkpoint, masked: Mapping[str, PackedBits]) -> dict[s
     """Keys that hold a masked tensor once more, because it is tied; loading ties only what is still equal."""
     if not _ties_weights(checkpoint):
         return {}
-    twins = {}
+    twins: dict[str, str] = {}
     for key in masked:
-        tensor = checkpoint.tensors[key]
-        for other, candidate in checkpoint.tensors.items():
-            alike = candidate.dtype == tensor.dtype and candidate.shape == tensor.shape
-            if alike and len(tensor.shape) > 1 and other not in masked and _same_bytes(checkpoint, key, other):
-                twins[other] = key
+        if len(checkpoint.tensors[key].shape) > 1:
+            twins |= {
+                other: key
+                for other in checkpoint.tensors
+                if other not in masked and same_bytes(checkpoint, key, other)
+            }
     return twins
 
 
@@ -73,6 +74,10 @@ def _ties_weights(checkpoint: Checkpoint) -> bool:
     return config is not None and bool(config.get("tie_word_embeddings", True))
 
 
-def _same_bytes(checkpoint: Checkpoint, key: str, other: str) -> bool:
-    first, second = (stored_blocks(checkpoint, checkpoint.tensors[name]) for name in (key, other))
-    return all(one == two for one, two in zip(first, second, strict=True))
+def same_bytes(checkpoint: Checkpoint, key: str, other: str) -> bool:
+    """Whether two stored tensors are the same, type, shape and bytes."""
+    first, second = checkpoint.tensors[key], checkpoint.tensors[other]
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    blocks = (stored_blocks(checkpoint, tensor) for tensor in (first, second))
+    return all(one == two for one, two in zip(*blocks, strict=True))

@@ -6,7 +6,9 @@ from lottery_tickets.masks._held import held
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import (
     Patterns,
+    chosen_parameters,
     is_transposed_linear,
+    matching_names,
     parameter_aliases,
     parameters_of,
     places_of,
@@ -20,10 +22,12 @@ __all__ = [
     "applied",
     "apply_mask",
     "as_mask",
+    "chosen_parameters",
     "count_common",
     "count_different",
     "held",
     "is_transposed_linear",
+    "matching_names",
     "pack",
     "packed_size",
     "parameter_aliases",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -46,16 +46,18 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
+# The time in which a run of weights is read, by its number.
+Turn = Callable[[int], AbstractContextManager[None]]
+
+
 class Pages(Protocol):
     """What is told where weights are about to be read, if they lie in files; it advises, and changes no weight."""
 
     def fetch(self, rows: torch.Tensor) -> None:
         """Short rows of a large tensor will be read: ask for them and for nothing around them."""
 
-    def reading(
-        self, runs: Sequence[torch.Tensor]
-    ) -> AbstractContextManager[Callable[[int], AbstractContextManager[None]]]:
-        """These flat tensors will be read in this order: ask for each a little ahead of its turn.
+    def reading(self, runs: Sequence[torch.Tensor]) -> AbstractContextManager[Turn]:
+        """These contiguous tensors will be read in this order: ask for each a little ahead of its turn.
 
         What the context gives is a context for the time in which a run, by its number, is read.
         """
@@ -129,16 +131,7 @@ class Weights:
         """
         blocks = self.blocks if blocks is None else blocks
         turns = blocks[::-1] if backwards else blocks
-        if self._pages is None:
-            results = for_each(work, turns, progress=progress)
-        else:
-            with self._pages.reading([self._run(block) for block in turns]) as reading:
-
-                def work_on(turn: int) -> _R:
-                    with reading(turn):
-                        return work(turns[turn])
-
-                results = for_each(work_on, range(len(turns)), progress=progress)
+        results = for_each_run(work, turns, self._run, self._pages, progress=progress)
         return results[::-1] if backwards else results
 
     @property
@@ -186,7 +179,7 @@ class Weights:
         return [self._ranked(index, spread.reshape(-1)) for index, spread in rows]
 
     def _run(self, block: Block) -> torch.Tensor:
-        """The block's weights as they are stored; none of a tensor that is not contiguous: it is not foretold."""
+        """The block's weights as they are stored; none of a tensor that is not contiguous."""
         tensor = self._flat[block.tensor]
         return tensor.view(-1)[block.start : block.stop] if tensor.is_contiguous() else tensor.new_empty(0)
 
@@ -290,6 +283,36 @@ def for_each(work: Callable[[_T], _R], items: Sequence[_T], *, progress: str | N
         finally:
             pending.clear()  # an interrupt of this thread stops them likewise
     return [results[index] for index in range(len(items))]
+
+
+def for_each_run(
+    work: Callable[[_T], _R],
+    items: Sequence[_T],
+    run_of: Callable[[_T], torch.Tensor],
+    pages: Pages | None,
+    *,
+    progress: str | None = None,
+) -> list[_R]:
+    """`for_each`, where each item reads the run of weights that stands for it, if they lie in files."""
+    if pages is None:
+        return for_each(work, items, progress=progress)
+    with reading_ahead(pages, [run_of(item) for item in items]) as reading:
+
+        def work_on(turn: int) -> _R:
+            with reading(turn):
+                return work(items[turn])
+
+        return for_each(work_on, range(len(items)), progress=progress)
+
+
+@contextmanager
+def reading_ahead(pages: Pages | None, runs: Sequence[torch.Tensor]) -> Iterator[Turn]:
+    """`Pages.reading` of the runs that lie contiguous, the others unannounced; nothing without pages."""
+    if pages is None:
+        yield lambda turn: nullcontext()
+        return
+    with pages.reading([run if run.is_contiguous() else run.new_empty(0) for run in runs]) as reading:
+        yield reading
 
 
 def flat_range(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
