@@ -128,8 +128,8 @@ class Passes:
     def __init__(self) -> None:
         self.numels: list[int] = []
 
-    def fetch(self, rows: torch.Tensor) -> None:
-        assert rows.dim() == 2
+    def gather(self, views):
+        return [view.reshape(-1) for view in views]
 
     @contextlib.contextmanager
     def reading(self, runs):

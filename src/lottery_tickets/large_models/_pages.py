@@ -67,12 +67,29 @@ class FilePages:
         self._files = sorted(files, key=lambda file: file.address)
         self._addresses = [file.address for file in self._files]
 
-    def fetch(self, rows: torch.Tensor) -> None:
-        """Ask for short rows, and for nothing around them."""
-        place = self._place_of(rows)
-        stride = rows.stride(0) * rows.element_size() if rows.dim() > 1 else 0
-        for row in range(rows.shape[0]):
-            place._replace(start=place.start + row * stride, size=rows[row].numel() * rows.element_size()).fetch()
+    def gather(self, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Copies of short rows, all asked for before the first is waited for."""
+        if not hasattr(os, "preadv"):
+            return [view.reshape(-1) for view in views]
+        rows = [self._rows_of(view) for view in views]
+        for places in rows:
+            for place in places:
+                place.fetch()
+        # Touching mapped rows would bring in what lies around them.
+        gathered = []
+        for view, places in zip(views, rows, strict=True):
+            copy = torch.zeros(view.numel(), dtype=view.dtype)
+            content, filled = copy.view(torch.uint8).numpy().data, 0
+            for place in places:
+                os.preadv(place.file.descriptor, [content[filled : filled + place.size]], place.start)
+                filled += place.size
+            gathered.append(copy)
+        return gathered
+
+    def _rows_of(self, view: torch.Tensor) -> list[_Place]:
+        first = self._place_of(view)
+        stride, size = view.stride(0) * view.element_size(), view.shape[1] * view.element_size()
+        return [_Place(first.file, first.start + row * stride, size) for row in range(view.shape[0])]
 
     @contextmanager
     def reading(self, runs: Sequence[torch.Tensor]) -> Iterator[Turn]:

@@ -53,8 +53,8 @@ Turn = Callable[[int], AbstractContextManager[None]]
 class Pages(Protocol):
     """What is told where weights are about to be read, if they lie in files; it advises, and changes no weight."""
 
-    def fetch(self, rows: torch.Tensor) -> None:
-        """Short rows of a large tensor will be read: ask for them and for nothing around them."""
+    def gather(self, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Flat copies of views, each of short rows that lie far apart, read without what lies between."""
 
     def reading(self, runs: Sequence[torch.Tensor]) -> AbstractContextManager[Turn]:
         """These contiguous tensors will be read in this order: ask for each a little ahead of its turn.
@@ -173,10 +173,9 @@ class Weights:
             for index, tensor in enumerate(self._flat)
             if tensor.numel()
         ]
-        if self._pages is not None:
-            for _, spread in rows:
-                self._pages.fetch(spread)
-        return [self._ranked(index, spread.reshape(-1)) for index, spread in rows]
+        views = [spread for _, spread in rows]
+        flat = [view.reshape(-1) for view in views] if self._pages is None else self._pages.gather(views)
+        return [self._ranked(index, values) for (index, _), values in zip(rows, flat, strict=True)]
 
     def _run(self, block: Block) -> torch.Tensor:
         """The block's weights as they are stored; none of a tensor that is not contiguous."""
