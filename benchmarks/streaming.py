@@ -35,8 +35,8 @@ from tqdm import tqdm
 
 from _common import MIB, write_results
 
-# Hidden size, size of the MLP, blocks, heads, heads of keys and values, vocabulary, whether the head is tied: as the
-# models of these billions of parameters were published (https://huggingface.co/Qwen/Qwen2.5-14B/blob/main/config.json).
+# Hidden size, size of the MLP, blocks, heads, heads of keys and values, vocabulary, whether the head is tied: as
+# the models of these billions of parameters were published (https://huggingface.co/Qwen/Qwen2.5-14B/blob/main/config.json).
 SHAPES = {
     0.5: (896, 4864, 24, 14, 2, 151936, True),
     1.5: (1536, 8960, 28, 12, 2, 151936, True),
