@@ -8,6 +8,7 @@ error of ours. The slow form runs a hundred thousand cases, the one in the gate 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -123,39 +124,40 @@ def little_memory(size: int) -> Iterator[None]:
     assert peak <= 2 * size + CONSTANT, peak
 
 
-def read_damaged_checkpoint(content: bytes) -> None:
+def read_damaged_checkpoint(home: Path, content: bytes) -> None:
     """Read, draw a mask by names, and make a pruned copy, as far as each is possible."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "checkpoint"
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(content)
-        try:
-            with little_memory(len(content)):
-                read_checkpoint(folder)
-        except CheckpointError:
-            return
-        compute_weights_digest(folder)
-        try:
-            mask = create_magnitude_mask(folder, 0.5)
-        except LotteryTicketError:
-            return
-        prune_checkpoint(folder, mask, folder.with_name("pruned"), progress=False)
-        assert read_checkpoint(folder.with_name("pruned")).tensors == read_checkpoint(folder).tensors
+    folder, pruned = home / "checkpoint", home / "pruned"
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(content)
+    try:
+        with little_memory(len(content)):
+            read_checkpoint(folder)
+    except CheckpointError:
+        return
+    compute_weights_digest(folder)
+    try:
+        mask = create_magnitude_mask(folder, 0.5, progress=False)
+    except LotteryTicketError:
+        return
+    try:
+        prune_checkpoint(folder, mask, pruned, progress=False)
+        assert read_checkpoint(pruned).tensors == read_checkpoint(folder).tensors
+    finally:
+        shutil.rmtree(pruned, ignore_errors=True)
 
 
-def read_damaged_ticket(content: bytes) -> None:
+def read_damaged_ticket(home: Path, content: bytes) -> None:
     """Load it; what loads says the truth about itself."""
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "ticket"
-        path.write_bytes(content)
-        try:
-            with little_memory(len(content)):
-                mask = Mask.load(path)
-        except MaskFileError:
-            return
-        assert mask.numel >= mask.kept >= 0
-        mask.save(path)
-        assert Mask.load(path) == mask
+    path = home / "ticket"
+    path.write_bytes(content)
+    try:
+        with little_memory(len(content)):
+            mask = Mask.load(path)
+    except MaskFileError:
+        return
+    assert mask.numel >= mask.kept >= 0
+    mask.save(path)
+    assert Mask.load(path) == mask
 
 
 @st.composite
@@ -172,19 +174,28 @@ def damaged_indexes(draw: st.DrawFn) -> str:
     return text if cut is None else text[:cut]
 
 
-def read_damaged_index(text: str) -> None:
+def read_damaged_index(home: Path, text: str) -> None:
     """Read it, beside shards that are whole."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    folder = home / "shards"
+    if not folder.is_dir():
+        folder.mkdir()
         for file, key in (("a", UP), ("b", DOWN)):
             (folder / f"{file}.safetensors").write_bytes(save({key: TENSORS[key]}))
-        (folder / "model.safetensors.index.json").write_text(text)
-        try:
-            with little_memory(len(text) + len(CHECKPOINT)):
-                checkpoint = read_checkpoint(folder)
-        except CheckpointError:
-            return
-        assert checkpoint.tensors.keys() <= TENSORS.keys()
+    (folder / "model.safetensors.index.json").write_text(text)
+    try:
+        with little_memory(len(text) + len(CHECKPOINT)):
+            checkpoint = read_checkpoint(folder)
+    except CheckpointError:
+        return
+    assert checkpoint.tensors.keys() <= TENSORS.keys()
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder in memory, where the system has one: a disk takes milliseconds for each of so many files."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")
@@ -194,8 +205,17 @@ def ticket(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def runs(setting: settings, strategy: st.SearchStrategy[Any], read: Callable[[Any], None]) -> None:
-    setting(given(strategy)(read))()
+def runs(
+    setting: settings, strategy: st.SearchStrategy[Any], read: Callable[[Path, Any], None], home: Path
+) -> None:
+    """Read what the strategy draws, so many times as the setting says."""
+
+    @setting
+    @given(strategy)
+    def read_one(content: Any) -> None:
+        read(home, content)
+
+    read_one()
 
 
 @pytest.mark.filterwarnings("ignore::lottery_tickets.LayerCollapseWarning")
@@ -203,14 +223,15 @@ def runs(setting: settings, strategy: st.SearchStrategy[Any], read: Callable[[An
 class TestDamage:
     """Each reader, in its quick and its slow form."""
 
-    def test_of_a_checkpoint(self, setting: settings) -> None:
-        runs(setting, damaged(CHECKPOINT), read_damaged_checkpoint)
+    def test_of_a_checkpoint(self, setting: settings, home: Path) -> None:
+        runs(setting, damaged(CHECKPOINT), read_damaged_checkpoint, home)
 
-    def test_of_a_ticket(self, setting: settings, ticket: bytes) -> None:
-        runs(setting, damaged(ticket), read_damaged_ticket)
+    def test_of_a_ticket(self, setting: settings, home: Path, ticket: bytes) -> None:
+        runs(setting, damaged(ticket), read_damaged_ticket, home)
 
-    def test_of_an_index(self, setting: settings) -> None:
-        runs(settings(setting, max_examples=setting.max_examples // 5), damaged_indexes(), read_damaged_index)
+    def test_of_an_index(self, setting: settings, home: Path) -> None:
+        fewer = settings(setting, max_examples=setting.max_examples // 5)
+        runs(fewer, damaged_indexes(), read_damaged_index, home)
 
 
 BOMBS = {

@@ -115,12 +115,14 @@ class _Turns:
     def __init__(self, places: Sequence[_Place | None]) -> None:
         self._places = places
         self._changed = threading.Condition()
+        self._begun: set[int] = set()
+        self._fetched: set[int] = set()
         self._in_flight = 0
         self._stopped = False
 
     def fetch_ahead(self) -> None:
-        """Ask for one run after the other, as far ahead as is allowed."""
-        for place in self._places:
+        """Ask for one run after the other, as far ahead as is allowed; not for those whose turn has come."""
+        for turn, place in enumerate(self._places):
             if place is None:
                 continue
             with self._changed:
@@ -128,6 +130,9 @@ class _Turns:
                     self._changed.wait()
                 if self._stopped:
                     return
+                if turn in self._begun:
+                    continue
+                self._fetched.add(turn)
                 self._in_flight += place.size
             place.fetch()
 
@@ -138,13 +143,18 @@ class _Turns:
     @contextmanager
     def take(self, turn: int) -> Iterator[None]:
         """The time in which this run is read."""
+        place = self._places[turn]
+        if place is None:
+            yield
+            return
+        with self._changed:
+            self._begun.add(turn)
         try:
             yield
         finally:
-            place = self._places[turn]
-            if place is not None:
-                place.give_back()
-                with self._changed:
+            place.give_back()
+            with self._changed:
+                if turn in self._fetched:
                     self._in_flight -= place.size
                     self._changed.notify()
 
