@@ -118,7 +118,7 @@ def disturbed(subject: Subject, step: int) -> None:
 
 
 @pytest.mark.parametrize("kind", TORCHS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.data())
 def test_after_every_step_of_torchs_optimizers(kind: str, data: st.DataObject) -> None:
     fp16 = () if "fused" in kind else (torch.bfloat16,)
