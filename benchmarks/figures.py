@@ -57,6 +57,7 @@ def cnn(results: Mapping[str, Any]) -> Figure:
         pairs = [one for unit in results["seeds"] for one in unit["instability"][kind]]
         _line(left, _by(pairs, "rewind_step", lambda one: one["error_barrier"] * 100), turn, label)
     left.axhline(2, color="black", linewidth=0.8, linestyle="--")
+    left.set_ylim(bottom=0)
     left.set_xlabel("rewinding step k")
     left.set_ylabel("barrier of the test error, points of a hundred")
     left.legend(frameon=False, fontsize="small")

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from _tables._format import Results, load, machine_line, other_work
+from _tables._format import Results, load, machine_line
 
 KINDS = ("ticket", "random re-initialisation", "random mask")
 
@@ -33,7 +33,7 @@ network and of the sparsest ticket rewound to k, and the test accuracy of ticket
 
 {cnn_table(cnn)}
 
-{machine_line(found)}{other_work(found)}
+{machine_line(found)}
 """
 
 
