@@ -8,6 +8,7 @@ from lottery_tickets.cli import (  # noqa: F401  # to register their commands
     _demo,
     _draw,
     _early_bird,
+    _imp,
     _judge,
     _score,
     _tickets,

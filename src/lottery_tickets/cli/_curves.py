@@ -1,0 +1,82 @@
+"""What became of a run, as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lottery_tickets._atomic import replacing
+from lottery_tickets.cli._plot import COLOURS, figure_class
+from lottery_tickets.cli._rounds import scores_of
+
+
+def draw_rounds(path: Path, report: Mapping[str, Any]) -> None:
+    """Accuracy (or loss) and early-stopping step over density, with intervals over seeds.
+
+    Args:
+        path: Its suffix names the format.
+        report: What `imp` reports.
+
+    References:
+        Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, figures 1 and 4: the same two curves.
+    """
+    early, end, name = scores_of(report)
+    figure = figure_class()(figsize=(9.6, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _line(left, report["rounds"], early, COLOURS[0], "stopped early")
+    _line(left, report["rounds"], end, COLOURS[1], "at the end")
+    left.legend(frameon=False, fontsize="small")
+    left.set_ylabel(name)
+    _line(right, report["rounds"], "early_stopping_step", COLOURS[0], "")
+    right.set_ylabel("early-stopping step")
+    for panel in (left, right):
+        density_axis(panel, [one["density"] for one in report["rounds"]])
+    seeds = len(report["seeds"])
+    over = f", {report['confidence']:.0%} intervals over {seeds} seeds" if seeds > 1 else ""
+    figure.suptitle(f"{report['network']} on {report['data']}{over}", fontsize="medium")
+    write_figure(figure, path)
+
+
+def density_axis(panel: Any, densities: Sequence[float]) -> None:
+    """Logarithmic, the dense network on the left, ticks at the densities themselves."""
+    from matplotlib.ticker import NullLocator
+
+    panel.set_xscale("log")
+    panel.invert_xaxis()
+    step = -(-len(densities) // 8)
+    panel.set_xticks(densities[::step], [f"{100 * density:.3g}" for density in densities[::step]])
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xlabel("weights left (%)")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="y", alpha=0.25, linewidth=0.6)
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix(".").lower(), dpi=150)
+
+
+def _line(panel: Any, rounds: Sequence[Mapping[str, Any]], name: str, colour: str, label: str) -> None:
+    there = [(one["density"], one["numbers"][name]) for one in rounds if name in one["numbers"]]
+    means = [found["mean"] for _, found in there]
+    intervals = [found["interval"] for _, found in there]
+    errors = None
+    if all(intervals):
+        errors = [
+            [mean - low for mean, (low, _) in zip(means, intervals, strict=True)],
+            [high - mean for mean, (_, high) in zip(means, intervals, strict=True)],
+        ]
+    panel.errorbar(
+        [density for density, _ in there],
+        means,
+        yerr=errors,
+        color=colour,
+        marker="o",
+        markersize=3.5,
+        linewidth=1.2,
+        elinewidth=0.8,
+        capsize=2,
+        label=label,
+    )
