@@ -175,7 +175,7 @@ def imp(
 
     Tickets lie in RUN/seed-*/masks, a file for each round, the weights they are meant for in RUN/seed-*/rewind,
     and what the table tells in RUN/results.json. A run that was killed goes on when the same command is given
-    again; with more --seeds it is added to. `verdict RUN` judges the tickets beside controls; `stability RUN` tells
+    again; more --seeds are added to it. `verdict RUN` judges the tickets beside controls, `stability RUN` tells
     which step to rewind to.
     """
     network = _ALIASES.get(network or "", network)
