@@ -1,8 +1,9 @@
-"""Searches in processes that kill themselves at a chosen moment; run as a script, it waits for orders.
+"""Runs in processes that kill themselves at a chosen moment; run as a script, it waits for orders.
 
-A moment is a number of calls that Python has made since the search began, so that it hangs on no clock. Each
-search is a child forked from this process, which has imported everything beforehand and computed nothing: threads
-that a computation leaves behind do not survive a fork, and what waits for them waits for ever.
+A moment is a number of calls that Python has made since the run began, or of events in one function, so that it
+hangs on no clock. Each run is a child forked from this process, which has imported everything beforehand and
+computed
+nothing: threads that a computation leaves behind do not survive a fork, and what waits for them waits for ever.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lottery_tickets
+
+Run = Callable[..., Any]
+Told = Callable[[Any], Any]
 
 
 class Killer:
@@ -38,19 +44,30 @@ class Killer:
         self._process.stdout.close()
         self._process.wait()
 
-    def search(self, folder: Path, seed: int = 0, kill_at: int | None = None, **options: Any) -> dict[str, Any]:
-        """What a search came to.
+    def run(
+        self,
+        what: str,
+        folder: Path,
+        seed: int = 0,
+        kill_at: int | None = None,
+        kill_in: str | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """What a run came to.
 
         Args:
+            what: A name in `RUNS`.
             folder: Of the run.
             seed: Of the model's weights.
             kill_at: The call before which the process is killed.
-            options: Of the search.
+            kill_in: Name of the only function whose events count; None for all.
+            options: Of the run.
 
         Returns:
             "killed"; if it was not, "results" and the number of "calls" too.
         """
-        order = {"folder": str(folder), "seed": seed, "kill_at": kill_at, "options": options}
+        order = {"what": what, "folder": str(folder), "seed": seed, "options": options}
+        order |= {"kill_at": kill_at, "kill_in": kill_in}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
@@ -76,19 +93,36 @@ def _obey(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(order: dict[str, Any]) -> dict[str, Any]:
-    from test_early_bird import mlp, search, told
+    from test_early_bird import mlp
 
-    search(max_epochs=1)  # what is imported and compiled when it is first used does not count
-    calls, kill_at, model = count(), order["kill_at"], mlp(order["seed"])
+    run, told, short = RUNS[order["what"]]()
+    run(**short)  # what is imported and compiled when it is first used does not count
+    calls, model = count(), mlp(order["seed"])
+    kill_at, kill_in = order["kill_at"], order["kill_in"]
 
-    def counted(*_: object) -> None:
-        if next(calls) == kill_at:
+    def counted(frame: FrameType, *_: object) -> None:
+        if (kill_in is None or frame.f_code.co_name == kill_in) and next(calls) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.setprofile(counted)
-    results = search(model, run_dir=order["folder"], **order["options"])
+    results = run(model, run_dir=order["folder"], **order["options"])
     sys.setprofile(None)
     return {"results": told(results), "calls": next(calls)}
+
+
+def _search() -> tuple[Run, Told, dict[str, Any]]:
+    from test_early_bird import search, told
+
+    return search, told, {"max_epochs": 1}
+
+
+def _prune() -> tuple[Run, Told, dict[str, Any]]:
+    from test_iterative_pruning import prune, told
+
+    return prune, told, {"num_iterations": 1, "epochs": 1}
+
+
+RUNS: dict[str, Callable[[], tuple[Run, Told, dict[str, Any]]]] = {"search": _search, "prune": _prune}
 
 
 if __name__ == "__main__":
@@ -98,6 +132,7 @@ if __name__ == "__main__":
     import torch._dynamo  # torch's optimizers import it when the first is made
 
     import test_early_bird  # noqa: F401
+    import test_iterative_pruning  # noqa: F401
     from lottery_tickets import _kernels  # noqa: F401
 
     for line in sys.stdin:

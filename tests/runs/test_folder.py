@@ -368,3 +368,18 @@ def test_configurations_are_compared_as_json(tmp_path):
     with RunFolder.open(tmp_path, {"range": [1, 2]}) as run:
         assert run.state is not None
     assert json.loads((tmp_path / "config.json").read_text())["configuration"] == {"range": [1, 2]}
+
+
+def test_what_is_kept_stays_beside_the_states(tmp_path):
+    with opened(tmp_path) as run:
+        run.keep("first", {"at": 1}, {"model": {"w": torch.ones(2)}})
+        save(run, 1)
+        run.keep("first", {"at": 2}, {"model": {"w": torch.full((2,), 2.0)}})
+        save(run, 2)
+    with opened(tmp_path) as run:
+        kept = run.kept("first")
+        assert kept.values == {"at": 2}
+        assert kept.tensors("model")["w"].tolist() == [2.0, 2.0]
+        with pytest.raises(RunFolderError, match="cannot be read"):
+            run.kept("second")
+    assert names(tmp_path) == ["config.json", "first", "lock", "metrics.jsonl", "state-00000001"]

@@ -100,7 +100,7 @@ def _fractions(numels: Mapping[str, int], given: Mapping[str, float]) -> dict[st
 def _left_over(total: Sequence[int], named: Sequence[Group], numel: int) -> list[int]:
     """What the tensors without a fraction of their own lose, after each round."""
     left = [all_ - sum(group.removed[number] for group in named) for number, all_ in enumerate(total)]
-    wrong = [number for number, (one, after) in enumerate(pairwise(left), 1) if not one <= after < max(numel, 1)]
+    wrong = [number for number, (one, after) in enumerate(pairwise(left), 1) if not one <= after <= numel]
     if wrong:
         raise SparsityError(
             f"layer_fractions and target_sparsity contradict each other: in round {wrong[0]} the {numel} weights "
