@@ -71,6 +71,10 @@ class NonfiniteLossError(TrainingError):
     """A loss or a gradient that is NaN or infinite; what it would have moved has not moved."""
 
 
+class VerdictError(LotteryTicketError, ValueError):
+    """A verdict that cannot be given: too few seeds, controls or scores that cannot be compared."""
+
+
 class RunFolderError(LotteryTicketError, RuntimeError):
     """The folder of a run that is in use, belongs to another configuration, is damaged or cannot be written."""
 

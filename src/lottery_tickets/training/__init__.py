@@ -10,7 +10,7 @@ from lottery_tickets.training._order import DataOrder
 from lottery_tickets.training._passes import Clip
 from lottery_tickets.training._peaks import devices_of, peak_bytes
 from lottery_tickets.training._recipe import LEARNING_RATES, OptimizerFunction, Recipe, TrainerFunction
-from lottery_tickets.training._snapshots import restore_tensors, structure_digest, tensors_of
+from lottery_tickets.training._snapshots import digest_of, restore_tensors, structure_digest, tensors_of
 from lottery_tickets.training._trainer import Nonfinite, Progress, SchedulerFactory, Trainer, training
 from lottery_tickets.training._weights import Precision
 
@@ -43,6 +43,7 @@ __all__ = [
     "configuration",
     "described",
     "devices_of",
+    "digest_of",
     "early_stopping",
     "log_training_bytes",
     "make_optimizer",

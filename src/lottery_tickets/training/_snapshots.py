@@ -50,3 +50,13 @@ def structure_digest(model: nn.Module) -> str:
     """
     told = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors_of(model).items()]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes, data types and bits, in the order of the sorted names."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
