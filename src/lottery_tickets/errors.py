@@ -47,6 +47,10 @@ class BatchError(LotteryTicketError, TypeError):
     """A batch or model output of a form the library does not know."""
 
 
+class StateMismatchError(LotteryTicketError, ValueError):
+    """A saved state and a model that do not speak of the same tensors."""
+
+
 class EvaluationError(LotteryTicketError, ValueError):
     """A measurement without a value: no batches, or a loss that is not finite."""
 

@@ -12,7 +12,7 @@ from lottery_tickets.training._peaks import devices_of, peak_bytes
 from lottery_tickets.training._recipe import LEARNING_RATES, OptimizerFunction, Recipe, TrainerFunction
 from lottery_tickets.training._snapshots import digest_of, restore_tensors, structure_digest, tensors_of
 from lottery_tickets.training._trainer import Nonfinite, Progress, SchedulerFactory, Trainer, training
-from lottery_tickets.training._weights import Precision
+from lottery_tickets.training._weights import Precision, blocks
 
 __all__ = [
     "LEARNING_RATES",
@@ -37,6 +37,7 @@ __all__ = [
     "Trainer",
     "TrainerFunction",
     "TrainingBytes",
+    "blocks",
     "blocks_of",
     "checkpointed",
     "checkpointed_blocks",
