@@ -203,7 +203,7 @@ def test_a_verdict_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_pat
     assert undisturbed is not None
     assert undisturbed["results"] == expected()
     kills = 0
-    for _ in range(20):
+    for _ in range(10):
         kills += in_a_process(tmp_path / "killed", "calls", stream.randrange(undisturbed["calls"] // 3)) is None
     assert kills >= 3
     last = in_a_process(tmp_path / "killed", "calls", -1)
