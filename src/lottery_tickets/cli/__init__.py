@@ -11,7 +11,9 @@ from lottery_tickets.cli import (  # noqa: F401  # to register their commands
     _imp,
     _judge,
     _score,
+    _stability,
     _tickets,
+    _verdict,
 )
 from lottery_tickets.cli._app import app, main
 

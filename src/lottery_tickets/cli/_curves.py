@@ -31,14 +31,43 @@ def draw_rounds(path: Path, report: Mapping[str, Any]) -> None:
     _line(right, report["rounds"], "early_stopping_step", COLOURS[0], "")
     right.set_ylabel("early-stopping step")
     for panel in (left, right):
-        density_axis(panel, [one["density"] for one in report["rounds"]])
+        _density_axis(panel, [one["density"] for one in report["rounds"]])
     seeds = len(report["seeds"])
     over = f", {report['confidence']:.0%} intervals over {seeds} seeds" if seeds > 1 else ""
     figure.suptitle(f"{report['network']} on {report['data']}{over}", fontsize="medium")
-    write_figure(figure, path)
+    _write_figure(figure, path)
 
 
-def density_axis(panel: Any, densities: Sequence[float]) -> None:
+def draw_barriers(path: Path, report: Mapping[str, Any]) -> None:
+    """Barrier between copies over the step at which they parted, with intervals over seeds.
+
+    Args:
+        path: Its suffix names the format.
+        report: What `stability` reports.
+
+    References:
+        Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020, figure 3.
+    """
+    metric, points = report["metric"], report["curve"]
+    figure = figure_class()(figsize=(5.6, 3.8), layout="constrained")
+    panel = figure.subplots()
+    found = [{"mean": one[f"{metric}_barrier"], "interval": one[f"{metric}_interval"]} for one in points]
+    _errorbar(panel, [one["rewind_step"] for one in points], found, COLOURS[0], "")
+    panel.axhline(report["threshold"], color="black", linewidth=1, linestyle="--")
+    positive = [one["rewind_step"] for one in points if one["rewind_step"]]
+    panel.set_xscale("symlog", linthresh=max(1, min(positive, default=1)))
+    panel.set_xlabel("step at which the copies part")
+    panel.set_ylabel(f"{metric} barrier")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="y", alpha=0.25, linewidth=0.6)
+    seeds = len(report["seeds"])
+    panel.set_title(
+        f"{report['network']} on {report['data']}, {report['subject']}, {seeds} seeds", fontsize="medium"
+    )
+    _write_figure(figure, path)
+
+
+def _density_axis(panel: Any, densities: Sequence[float]) -> None:
     """Logarithmic, the dense network on the left, ticks at the densities themselves."""
     from matplotlib.ticker import NullLocator
 
@@ -52,25 +81,30 @@ def density_axis(panel: Any, densities: Sequence[float]) -> None:
     panel.grid(axis="y", alpha=0.25, linewidth=0.6)
 
 
-def write_figure(figure: Any, path: Path) -> None:
+def _write_figure(figure: Any, path: Path) -> None:
     """Whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.removeprefix(".").lower(), dpi=150)
 
 
 def _line(panel: Any, rounds: Sequence[Mapping[str, Any]], name: str, colour: str, label: str) -> None:
-    there = [(one["density"], one["numbers"][name]) for one in rounds if name in one["numbers"]]
-    means = [found["mean"] for _, found in there]
-    intervals = [found["interval"] for _, found in there]
+    there = [one for one in rounds if name in one["numbers"]]
+    _errorbar(panel, [one["density"] for one in there], [one["numbers"][name] for one in there], colour, label)
+
+
+def _errorbar(
+    panel: Any, places: Sequence[float], found: Sequence[Mapping[str, Any]], colour: str, label: str
+) -> None:
+    """Means, and their intervals where all have one."""
     errors = None
-    if all(intervals):
+    if all(one["interval"] for one in found):
         errors = [
-            [mean - low for mean, (low, _) in zip(means, intervals, strict=True)],
-            [high - mean for mean, (_, high) in zip(means, intervals, strict=True)],
+            [one["mean"] - one["interval"][0] for one in found],
+            [one["interval"][1] - one["mean"] for one in found],
         ]
     panel.errorbar(
-        [density for density, _ in there],
-        means,
+        places,
+        [one["mean"] for one in found],
         yerr=errors,
         color=colour,
         marker="o",

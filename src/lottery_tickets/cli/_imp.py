@@ -14,7 +14,7 @@ import typer
 from lottery_tickets.cli._app import app
 from lottery_tickets.cli._arguments import DeviceOption, ExcludeOption, IncludeOption, chosen_device
 from lottery_tickets.cli._own import check_spelling
-from lottery_tickets.cli._plan import Plan
+from lottery_tickets.cli._plan import LENET, Plan
 from lottery_tickets.cli._rounds import report_of, show_rounds
 from lottery_tickets.cli._shell import Report, Session, command, write_json
 from lottery_tickets.vision import DATASETS, NETWORKS
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lottery_tickets.cli._material import Material
     from lottery_tickets.runs import RunFolder
 
-_ALIASES = {"lenet": "lenet-300-100"}
+_ALIASES = {"lenet": LENET}
 _BATCH_SIZE = 60  # Frankle and Carbin's of LeNet
 
 
@@ -33,6 +33,13 @@ class Optimizer(str, Enum):
     sgd = "sgd"
     adam = "adam"
     adamw = "adamw"
+
+
+class Init(str, Enum):
+    """How weights are drawn."""
+
+    torch = "torch"
+    glorot = "glorot"
 
 
 class Schedule(str, Enum):
@@ -62,8 +69,8 @@ class Rewinding(str, Enum):
     app,
     "imp",
     "lottery-tickets imp lenet --dataset mnist --rounds 10 --target 0.9 --seeds 3 -o runs/lenet",
-    "lottery-tickets imp lenet --dataset fashion-mnist --rounds 18 --prune-fraction 0.2 --output-fraction 0.1 "
-    "--lr 1.2e-3 --epochs 20 --eval-every 100 --seeds 5 -o runs/paper",
+    "lottery-tickets imp lenet --dataset fashion-mnist --init glorot --rounds 18 --prune-fraction 0.2 "
+    "--scope layer --output-fraction 0.1 --lr 1.2e-3 --epochs 20 --eval-every 100 --seeds 5 -o runs/paper",
     "lottery-tickets imp --model mynet:make --data mynet:loaders --optimizer sgd --lr 0.1 --momentum 0.9 "
     "--schedule cosine --rewind-step 500 -o runs/mine",
 )
@@ -95,6 +102,9 @@ def imp(
             show_default=False,
         ),
     ] = None,
+    init: Annotated[
+        Init, typer.Option(help="How lenet's weights are drawn: torch's way, or glorot's, as in the paper.")
+    ] = Init.torch,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of training, pruning and rewinding.")] = 10,
     target: Annotated[
         float | None, typer.Option(help="Sparsity of the last round. Default: 0.9.", show_default=False)
@@ -145,12 +155,6 @@ def imp(
         Schedule,
         typer.Option(help="The learning rate stays, falls to zero, or to a tenth at half and three quarters."),
     ] = Schedule.constant,
-    lean: Annotated[
-        bool,
-        typer.Option(
-            "--lean", help="Step inside the backward pass: less memory for large models, slower for small ones."
-        ),
-    ] = False,
     max_batch_size: Annotated[
         int | None, typer.Option(min=1, help="Samples that go through the network together at most.")
     ] = None,
@@ -184,6 +188,8 @@ def imp(
         raise typer.BadParameter("it says how much to remove, and --prune-fraction too", param_hint="--target")
     if momentum and optimizer is not Optimizer.sgd:
         raise typer.BadParameter(f"it is of sgd, not of {optimizer.value}", param_hint="--momentum")
+    if init is not Init.torch and network != LENET:
+        raise typer.BadParameter(f"{init.value} is for lenet", param_hint="--init")
     fractions = _fractions(layer_fraction or [])
     if plot:
         from lottery_tickets.cli._distances import check_matplotlib
@@ -198,6 +204,7 @@ def imp(
         dataset=dataset,
         model=model,
         data=data,
+        init=init.value,
         batch_size=None if dataset is None else batch_size or _BATCH_SIZE,
         validation=validation,
         epochs=epochs,
@@ -206,7 +213,6 @@ def imp(
         momentum=momentum,
         weight_decay=weight_decay,
         schedule=schedule.value,
-        lean=lean,
         max_batch_size=max_batch_size,
         eval_every=eval_every,
         rounds=rounds,

@@ -8,16 +8,13 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from lottery_tickets.cli._own import called, own
-from lottery_tickets.cli._plan import Plan
+from lottery_tickets.cli._plan import LENET, Plan
 from lottery_tickets.errors import TrainingError
-from lottery_tickets.vision import DATASETS, NETWORKS
+from lottery_tickets.vision import DATASETS, NETWORKS, lenet_300_100
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from torch.utils.data import DataLoader
-
-SCHEDULES = ("constant", "cosine", "steps")
 
 _TESTED_AT_ONCE = 1000
 _VALIDATION_SHARE, _VALIDATION_MOST = 10, 5000
@@ -48,7 +45,7 @@ class Material:
         with private_random_state():
             seed_everything(seed)
             if self.plan.network is not None:
-                return NETWORKS[self.plan.network]().to(self.device)
+                return self._network(self.plan.network).to(self.device)
             spec = str(self.plan.model)
             model = called("--model", spec, self._own_model, seed)
         if not isinstance(model, nn.Module):
@@ -84,11 +81,30 @@ class Material:
         return {
             "epochs": plan.epochs,
             "eval_every_steps": plan.eval_every,
+            "optimizer": plan.optimizer,
             "learning_rate": plan.learning_rate,
-            "max_batch_size": plan.max_batch_size,
+            "momentum": plan.momentum,
+            "weight_decay": plan.weight_decay,
             "scheduler": self._scheduler(),
-            **self._optimizer(),
+            "max_batch_size": plan.max_batch_size,
         }
+
+    def steps(self, option: str) -> int:
+        """Of a whole training.
+
+        Args:
+            option: What wants to know, for the message.
+
+        Raises:
+            TrainingError: Training data that does not say how many batches it has.
+        """
+        try:
+            return len(self.make_dataloaders(0)[0]) * self.plan.epochs
+        except TypeError as error:
+            raise TrainingError(
+                f"{option} hangs on the length of training, and --data {self.plan.data} gives training data that "
+                "does not say how many batches it has. Let it have a length, or give another value."
+            ) from error
 
     def layer_fractions(self) -> dict[str, float]:
         """Those by glob, and that of the output layer by its name."""
@@ -104,34 +120,22 @@ class Material:
 
     # ---------------------------------------------------------------- how it is trained
 
-    def _optimizer(self) -> dict[str, Any]:
-        """Torch's own, which is the faster one for small networks, or by name: see `make_optimizer`."""
-        import torch
-
-        plan = self.plan
-        options = {"momentum": plan.momentum} if plan.optimizer == "sgd" else {}
-        if plan.lean:
-            return {"optimizer": plan.optimizer, "weight_decay": plan.weight_decay, **options}
-        kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        return {"optimizer": partial(kinds[plan.optimizer], weight_decay=plan.weight_decay, **options)}
-
     def _scheduler(self) -> Callable[..., Any] | None:
         from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
         if self.plan.schedule == "constant":
             return None
-        try:
-            steps = len(self.make_dataloaders(0)[0]) * self.plan.epochs
-        except TypeError as error:
-            raise TrainingError(
-                f"--schedule {self.plan.schedule} ends with training, and --data {self.plan.data} gives training "
-                "data that does not say how many batches it has. Give it a length, or leave out --schedule."
-            ) from error
+        steps = self.steps(f"--schedule {self.plan.schedule}")
         if self.plan.schedule == "cosine":
             return partial(CosineAnnealingLR, T_max=steps)
         return partial(MultiStepLR, milestones=[steps // 2, steps * 3 // 4])
 
     # ---------------------------------------------------------------- what is trained
+
+    def _network(self, name: str) -> nn.Module:
+        if name == LENET:
+            return lenet_300_100(self.plan.init)
+        return NETWORKS[name]()
 
     @cached_property
     def _own_model(self) -> Callable[..., Any]:
@@ -144,36 +148,26 @@ class Material:
     @cached_property
     def _images(self) -> tuple[Any, ...]:
         """The same for every seed: seeds differ in the order of the batches, not in what is held out."""
-        import torch
+        from lottery_tickets.vision import TensorBatches
 
         images = DATASETS[str(self.plan.dataset)]()
         count = len(images.train_labels)
-        held_out = self.plan.validation
-        if held_out is None:
-            held_out = min(count // _VALIDATION_SHARE, _VALIDATION_MOST)
-        if not 0 < held_out < count:
+        held_out = self.plan.validation or min(count // _VALIDATION_SHARE, _VALIDATION_MOST)
+        if held_out >= count:
             raise TrainingError(
                 f"--validation {held_out}: {self.plan.dataset} has {count} images to train on, and some of them "
                 "are to be left."
             )
-        shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        validation, train = shuffled[:held_out], shuffled[held_out:]
-        inputs, labels = images.train_inputs, images.train_labels
-        return (
-            self._batches(inputs[train], labels[train], int(self.plan.batch_size or 1), shuffle=True),
-            self._batches(inputs[validation], labels[validation], _TESTED_AT_ONCE),
-            self._batches(images.test_inputs, images.test_labels, _TESTED_AT_ONCE),
+        rest, validation = images.split(held_out)
+        batch_size = int(self.plan.batch_size or 1)
+        train, validation_part, test = (
+            (inputs.to(self.device), labels.to(self.device)) for inputs, labels in (rest[:2], validation, rest[2:])
         )
-
-    def _batches(
-        self, inputs: torch.Tensor, labels: torch.Tensor, batch_size: int, *, shuffle: bool = False
-    ) -> DataLoader[Any]:
-        """Whole batches taken out of tensors: sample by sample would cost more than a step of a small network."""
-        from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
-
-        data = TensorDataset(inputs.to(self.device), labels.to(self.device))
-        order = RandomSampler(data) if shuffle else SequentialSampler(data)
-        return DataLoader(data, batch_size=None, sampler=BatchSampler(order, batch_size, drop_last=False))
+        return (
+            TensorBatches(*train, batch_size, shuffle=True),
+            TensorBatches(*validation_part, _TESTED_AT_ONCE),
+            TensorBatches(*test, _TESTED_AT_ONCE),
+        )
 
 
 def _described(given: Any) -> str:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lottery_tickets.errors import RunFolderError
+
+if TYPE_CHECKING:
+    from lottery_tickets.vision import Initialisation
+
+LENET = "lenet-300-100"
 
 _COMMAND = "imp"
 
@@ -20,6 +25,7 @@ class Plan:
         dataset: Name in `vision.DATASETS`, or None.
         model: `package.module:function` that gives the user's own, or None.
         data: Likewise of its data.
+        init: How the weights of LeNet-300-100 are drawn; torch for all others.
         batch_size: Images an update.
         validation: Images of the training part that are kept apart; None for a tenth of them, 5,000 at most.
         epochs: Of the dense network.
@@ -28,7 +34,6 @@ class Plan:
         momentum: Of sgd.
         weight_decay: Of any.
         schedule: Name of a schedule of the learning rate.
-        lean: Whether to step inside the backward pass.
         max_batch_size: Samples in a forward pass at most.
         eval_every: Steps between evaluations; None for epochs.
         rounds: How many.
@@ -48,6 +53,7 @@ class Plan:
     dataset: str | None
     model: str | None
     data: str | None
+    init: Initialisation
     batch_size: int | None
     validation: int | None
     epochs: int
@@ -56,7 +62,6 @@ class Plan:
     momentum: float
     weight_decay: float
     schedule: str
-    lean: bool
     max_batch_size: int | None
     eval_every: int | None
     rounds: int

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from lottery_tickets.cli._plan import Plan
 from lottery_tickets.cli._shell import new_table, with_interval
 from lottery_tickets.errors import RunFolderError
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder that imp was told by -o.", show_default=False)
+]
 
 CONFIDENCE = 0.95
 
@@ -67,6 +72,14 @@ def finished(folder: Path) -> dict[str, Any]:
             f"{path} cannot be read ({error}). Give the command that made it again; nothing is trained anew."
         ) from error
     return report
+
+
+def checked_round(report: Mapping[str, Any], wanted: int | None) -> int:
+    """The number of a round that the run has; its last unless told."""
+    last: int = report["rounds"][-1]["round"]
+    if wanted is not None and wanted > last:
+        raise typer.BadParameter(f"{report['run']} has {last} rounds", param_hint="--round")
+    return wanted or last
 
 
 def mask_path(folder: Path, seed: int, number: int) -> Path:
