@@ -252,11 +252,14 @@ def _all_seeds(
         for number, seed in enumerate(seeds, 1):
             if seed in found:
                 continue
-            session.note(f"seed {seed} ({number} of {len(seeds)}): {material.plan.rounds + 1} trainings")
             results = _one_seed(session, material, output / f"seed-{seed}", seed, fractions, save_every)
             run.record({"seed": seed, "results": results})
             run.save({}, {})
             found[seed] = results
+            seconds = sum(one["seconds"] for one in results["rounds"])
+            session.note(
+                f"seed {seed} ({number} of {len(seeds)}): {len(results['rounds'])} trainings, {seconds:.0f} s"
+            )
     return {seed: found[seed] for seed in seeds}
 
 
@@ -309,19 +312,19 @@ def _one_seed(
 
 @contextmanager
 def _claimed(folder: Path, plan: Plan) -> Iterator[RunFolder]:
-    """The folder of all seeds; where nothing came to be trained, no trace of the attempt is left in it."""
+    """The folder of all seeds, which an attempt that came to train nothing does not claim."""
     from lottery_tickets.runs import RunFolder
 
     fresh = not folder.exists()
-    try:
-        with RunFolder.open(folder, plan.configuration()) as run:
-            if run.state is None:
-                run.save({}, {})
+    with RunFolder.open(folder, plan.configuration()) as run:
+        if run.state is None:
+            run.save({}, {})  # from here on the folder is of this plan only
+        try:
             yield run
-    except Exception:
-        if fresh and not any(folder.glob("seed-*")):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+        except Exception:
+            if run.state is not None and not any(folder.glob("seed-*")):
+                shutil.rmtree(folder if fresh else run.state.folder)
+            raise
 
 
 def _check_names(

@@ -109,7 +109,6 @@ def stability(
     material = Material(plan, chosen_device(device))
     wanted = _steps(material, steps)
     folder = output or run / "stability" / subject
-    session.note(f"{subject}: training {2 * len(wanted) * len(own)} copies to the end, {len(own)} seeds")
     found = _measured(
         *(material, run, round_, wanted, list(own)),
         run_dir=folder / "state",
@@ -205,9 +204,7 @@ def _conclusion(told: Mapping[str, Any]) -> str:
     bound = f"{told['metric']} barrier below {told['threshold']:g}"
     last = told["curve"][-1]["rewind_step"]
     if told["rewind_step"] is None:
-        return (
-            f"No step up to {last:,} is stable: no mean {bound} there. Look at later steps."
-        )
+        return f"No step up to {last:,} is stable: no mean {bound} there. Look at later steps."
     certain = told["certain_step"]
     surely = (
         "no step is for sure, with so few seeds"

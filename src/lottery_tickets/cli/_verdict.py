@@ -86,8 +86,6 @@ def verdict(
     chosen, folder = _seeds(report, seeds), run / "verdict" / f"round-{place:02d}"
     if len(report["seeds"]) == 1:
         folder = folder.with_name(f"{folder.name}-seed-{chosen[0]}")
-    _tell_rewinding(session, report)
-    session.note(f"round {place}: training {1 + len(names)} networks for each of {len(chosen)} seeds")
     judged = _judged(
         session,
         *(plan, run, report, place, chosen, folder),
@@ -105,6 +103,7 @@ def verdict(
         "round": place,
         "sparsity": report["rounds"][place]["sparsity"],
         **judged,
+        "start": _start(report),
         "trainings": [_without_evaluations(one) for one in judged["trainings"]],
     }
     write_json(folder / "results.json", told)
@@ -160,15 +159,14 @@ def _seeds(report: Mapping[str, Any], wanted: int | None) -> list[int]:
     return own[:wanted]
 
 
-def _tell_rewinding(session: Session, report: Mapping[str, Any]) -> None:
-    """Where a ticket's training here is not the one it had in its round."""
+def _start(report: Mapping[str, Any]) -> str:
+    """Where a ticket's training here is not the one that it had in its round, that."""
+    weights = "their initial weights"
     if report["rewind_step"]:
-        session.note(
-            f"all but random_reinit start from the weights of step {report['rewind_step']}, and train for all "
-            "epochs from there with a new optimizer"
-        )
+        weights = f"the weights of step {report['rewind_step']}, but random_reinit's"
     elif report["rewind"] != "weights":
-        session.note("the tickets were trained on from where they stood; here they start from their first weights")
+        weights = "their initial weights, which the run itself did not rewind to"
+    return f"All networks are trained for all epochs from {weights}."
 
 
 def _without_evaluations(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,6 +194,7 @@ def _show(console: Console, told: Mapping[str, Any]) -> None:
         )
     console.print(table)
     console.print(f"{told['verdict']}. {told['reason']}")
+    console.print(told["start"])
     console.print(f"Seeds are a sample of {told['population']}.")
     console.print(
         f"In brackets: {told['confidence']:.0%} intervals over seeds (Student). Stopped early: at the step of the "
