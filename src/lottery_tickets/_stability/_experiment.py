@@ -221,8 +221,10 @@ def analysing(
         told = {
             **configuration("compute_instability", made(make_model, settings.seeds[0]), measuring.order, settings),
             **measuring.configuration(),
-            "train": train.configuration() if isinstance(train, Training) else described(train),
+            "train": described(train),
         }
+        if isinstance(train, Training):
+            told |= {f"train: {name}": value for name, value in train.configuration().items()}
         with RunFolder.open(run_dir, told, resume=resume) as run:
             yield Experiment(make_model, train, settings, measuring, mask, run)
 
@@ -237,8 +239,8 @@ def checked_settings(
         MaskError: A mask that is none.
     """
     for name, values in (("rewind_steps", rewind_steps), ("seeds", seeds)):
-        if not values or len(set(values)) < len(values):
-            raise TrainingError(f"{name} are at least one, and each once; got {list(values)!r}.")
+        if not isinstance(values, Sequence) or not values or any(values.count(one) > 1 for one in values):
+            raise TrainingError(f"{name} is a sequence of at least one number, each once; got {values!r}.")
     for seed in seeds:
         check_seed(seed)
     for step in rewind_steps:
