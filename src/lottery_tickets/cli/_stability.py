@@ -201,14 +201,10 @@ def _show(console: Console, told: Mapping[str, Any]) -> None:
 
 
 def _conclusion(told: Mapping[str, Any]) -> str:
-    bound = f"{told['metric']} barrier below {told['threshold']:g}"
-    last = told["curve"][-1]["rewind_step"]
+    bound = f"{told['metric']} barrier is below {told['threshold']:g}"
     if told["rewind_step"] is None:
-        return f"No step up to {last:,} is stable: no mean {bound} there. Look at later steps."
+        last = told["curve"][-1]["rewind_step"]
+        return f"No step up to {last:,} is stable: at none, and all after it, the mean {bound}. Look at later steps."
     certain = told["certain_step"]
-    surely = (
-        "no step is for sure, with so few seeds"
-        if certain is None
-        else f"for sure, by its interval, from {certain:,}"
-    )
-    return f"Rewind to step {told['rewind_step']:,}: mean {bound} from there on; {surely}."
+    interval = "its whole interval at no step" if certain is None else f"its whole interval from step {certain:,} on"
+    return f"Rewind to step {told['rewind_step']:,}: from there on the mean {bound}, {interval}."
