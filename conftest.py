@@ -77,12 +77,12 @@ def real_material(document_folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def document_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The working directory of a document's examples, which may set the number of threads too."""
-    folder, threads = tmp_path_factory.mktemp("document"), torch.get_num_threads()
+    """The working directory of a document's examples."""
+    folder = tmp_path_factory.mktemp("document")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder
-    torch.set_num_threads(threads)
+    torch.set_num_threads(2)
 
 
 documents = Sybil(

@@ -22,9 +22,9 @@ alone: `compute_verdict_from_scores`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import get_args
+from typing import Any, get_args
 
 from lottery_tickets._batches import LossFunction
 from lottery_tickets._verdict._controls import CONTROLS, Control
@@ -70,7 +70,7 @@ def compute_ticket_verdict(
     controls: Sequence[Control] = CONTROLS,
     *,
     margin: float,
-    epochs: int,
+    epochs: int = 10,
     confidence: float = 0.95,
     metric: Metric | None = None,
     judged_at: Moment = "early_stopping",
@@ -132,9 +132,9 @@ def compute_ticket_verdict(
             there is any, else of the validation data.
         judged_at: "early_stopping", the step of the least validation loss, or "end".
         initial: The weights that the ticket is meant for, where they are not those of `make_model`: a dict of all
-            parameters and buffers or a safetensors file, such as an iterative pruning's `rewind_state`; with a
-            ticket for each seed, one for each or a function of the seed. None with one mask: the weights of
-            `make_model(seeds[0])`.
+            parameters and buffers, a `state_dict`, or a safetensors file, such as an iterative pruning's
+            `rewind_state`; with a ticket for each seed, one for each or a function of the seed. None with one
+            mask: the weights of `make_model(seeds[0])`.
         optimizer: "sgd", "adam", "adamw", "adamw8bit", or a function from parameters to an optimizer of torch's,
             called with `lr` too if `learning_rate` is given.
         learning_rate: None for the optimizer's own default.
@@ -204,8 +204,8 @@ def compute_ticket_verdict(
         make_dataloaders=make_dataloaders,
         tickets=ticket,
         initial=initial,
-        seeds=tuple(seeds),
-        controls=tuple(controls),
+        seeds=_listed("seeds", seeds),
+        controls=_listed("controls", controls),
         epochs=epochs,
         eval_every_steps=eval_every_steps,
         recipe=Recipe(
@@ -299,6 +299,12 @@ def _trained(
         if run_dir is not None:
             run = stack.enter_context(RunFolder.open(run_dir, experiment.configuration(), resume=resume))
         return Trainings(experiment, run, progress=progress).all()
+
+
+def _listed(name: str, given: Any) -> tuple[Any, ...]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise VerdictError(f"{name} is several of them, such as {(given,)!r}; got {given!r}.")
+    return tuple(given)
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

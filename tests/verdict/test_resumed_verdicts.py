@@ -128,6 +128,15 @@ def test_another_initial_is_another_run(tmp_path):
         verdict(ticket, initial=weights, run_dir=tmp_path, **options)
 
 
+def test_one_ticket_keeps_its_weights_when_seeds_are_added(tmp_path):
+    options = {**SMALL, "controls": ("dense",), "run_dir": tmp_path}
+    verdict(seeing_ticket(), **options)
+    more = verdict(seeing_ticket(), **{**options, "seeds": (0, 1, 2)})
+    assert len({one["weights"] for one in more["trainings"]}) == 1
+    with pytest.raises(RunFolderError, match=r"on the weights of make_model\(0\), .* add seeds behind it"):
+        verdict(seeing_ticket(), **{**options, "seeds": (1, 0)})
+
+
 # ---------------------------------------------------------------- killed
 
 SCRIPT = """

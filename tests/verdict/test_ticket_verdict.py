@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 
 import lottery_tickets
 from lottery_tickets import Mask, create_magnitude_mask
+from lottery_tickets.early_bird import compute_early_bird_tickets
 from lottery_tickets.errors import (
     MaskMismatchError,
     NonfiniteLossError,
@@ -19,8 +22,9 @@ from lottery_tickets.errors import (
     VerdictError,
 )
 from lottery_tickets.runs import RandomState
-from lottery_tickets.training import DataOrder, tensors_of
+from lottery_tickets.training import DataOrder, digest_of, tensors_of
 from lottery_tickets.verdict import compute_verdict_from_scores
+from scoring import llama
 from verdicts import (
     CLASSES,
     HIDDEN,
@@ -218,6 +222,23 @@ def test_an_initial_file_is_the_same_as_its_tensors(tmp_path):
     assert found[0] == found[1] == found[2]
 
 
+def test_a_state_dict_will_do_for_initial_weights():
+    """It lists tied tensors twice and leaves some buffers out."""
+    batches = [{"input_ids": torch.arange(12).reshape(2, 6)}]
+
+    def tiny(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return llama(tie_word_embeddings=True)
+
+    given = tiny(9).state_dict()
+    assert given.keys() != tensors_of(tiny(9)).keys()
+    ticket = create_magnitude_mask(tiny(9), 0.2, progress=False)
+    results = verdict(
+        ticket, data=lambda seed: (batches, batches), model=tiny, initial=given, **{**FEW, "epochs": 1}
+    )
+    assert {one["weights"] for one in results["trainings"]} == {digest_of(tensors_of(tiny(9)))}
+
+
 # ---------------------------------------------------------------- what comes back
 
 
@@ -286,17 +307,78 @@ def test_data_without_classes_is_judged_by_its_loss():
         verdict(data=regression, learning_rate=0.01, metric="accuracy", **FEW)
 
 
+def test_a_language_model_is_judged_by_its_loss():
+    """Tokens that follow a pattern, a tiny Llama in bfloat16, and a margin in nats per token."""
+
+    def tiny(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return llama().bfloat16()
+
+    def texts(_seed: int) -> Any:
+        tokens = (torch.arange(8)[:, None] + torch.arange(12)[None]) % 16
+        batches = [{"input_ids": part} for part in tokens.split(4)]
+        return batches, batches[:1], batches[1:]
+
+    def ticket(seed: int) -> Mask:
+        return create_magnitude_mask(tiny(seed), 0.2, progress=False)
+
+    results = verdict(
+        ticket,
+        data=texts,
+        model=tiny,
+        seeds=(0, 1, 2),
+        controls=("dense", "random_mask", "early_bird"),
+        optimizer="adamw",
+        learning_rate=0.01,
+        epochs=4,
+        margin=2.0,
+    )
+    assert results["verdict"] == "matching", results["reason"]
+    assert results["score"] == "early_stopping_loss"
+    assert results["measured_on"] == "test"
+    for one in results["trainings"]:
+        assert one["evaluations"][-1]["test_loss"] < one["evaluations"][0]["test_loss"], "it learns"
+        assert one["sparsity"] == pytest.approx(0 if one["network"] == "dense" else 0.2, abs=1e-3)
+
+
+def test_one_network_is_in_memory_at_a_time():
+    made: list[weakref.ref[nn.Module]] = []
+
+    def remembered(seed: int) -> nn.Module:
+        gc.collect()
+        assert [one for one in made if one() is not None] == []
+        model = make_model(seed)
+        made.append(weakref.ref(model))
+        return model
+
+    verdict(model=remembered, seeds=(0, 1), optimizer="adam", learning_rate=0.01)
+    assert len(made) == 2 * (6 + 1), "and one more for each early bird"
+
+
 def test_evaluations_come_as_often_as_asked():
     results = verdict(eval_every_steps=2, **FEW)
     assert [one["step"] for one in results["trainings"][0]["evaluations"]] == [2, 4, 6, 8, 10, 12]
 
 
-def test_the_early_bird_says_when_it_settled():
+def test_the_early_bird_is_the_one_that_the_search_finds():
     results = verdict(seeds=(0, 1), controls=("dense", "early_bird"), epochs=8, learning_rate=0.01)
     for one in results["trainings"]:
         assert one["network"] == "early_bird" or one["settled_epoch"] is None
-    settled = [one["settled_epoch"] for one in results["trainings"] if one["network"] == "early_bird"]
-    assert all(epoch is not None and 5 <= epoch <= 8 for epoch in settled)
+    for one in results["trainings"]:
+        if one["network"] == "early_bird":
+            train, _, _ = make_dataloaders(one["seed"])
+            expected = compute_early_bird_tickets(
+                make_model(one["seed"]),
+                train,
+                max_epochs=8,
+                target_sparsity=seeing_ticket().sparsity,
+                learning_rate=0.01,
+                max_grad_norm=None,
+                seed=one["seed"],
+                progress=False,
+            )
+            assert one["mask"] == expected["final_mask"].digest()
+            assert one["settled_epoch"] == expected["convergence_epoch"] is not None
 
 
 def test_the_first_import_is_that_of_the_package():
@@ -325,12 +407,25 @@ def mixed_data(seed: int) -> Any:
     return make_dataloaders(seed, test=seed == 0)
 
 
+def mixed_labels(seed: int) -> Any:
+    train, (batch,) = make_dataloaders(seed, test=False)
+    inputs, labels = batch
+    return train, (inputs, nn.functional.one_hot(labels, CLASSES).float() if seed else labels)
+
+
+def blank_validation(seed: int) -> Any:
+    train, (batch,) = make_dataloaders(seed, test=False)
+    return train, (torch.full_like(batch[0], torch.nan), batch[1])
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"seeds": (0,)}, "1 seed: .* Give two at the very least"),
         ({"seeds": ()}, "0 seeds"),
         ({"seeds": (1, 1)}, "comes twice"),
+        ({"seeds": 5}, "seeds is several of them"),
+        ({"controls": "dense"}, "controls is several of them"),
         ({"controls": ("random_mask",)}, "lacks 'dense'"),
         ({"controls": ("dense", "lucky")}, "controls are different ones of dense, random_reinit"),
         ({"controls": ("dense", "dense")}, "controls are different ones"),
@@ -346,6 +441,8 @@ def mixed_data(seed: int) -> Any:
         ({"data": lambda seed: [1]}, "it gave list of 1"),
         ({"data": lambda seed: None}, "it gave NoneType"),
         ({"data": mixed_data}, "for some seeds and not for others"),
+        ({"data": mixed_labels}, "classes for some seeds and not for others"),
+        ({"data": blank_validation}, "ticket, seed 0: its validation loss was never a number"),
         ({"model": lambda seed: None}, "it gave NoneType"),
         ({"model": make_model(0)}, "make_model is a function of a seed"),
         ({"data": make_dataloaders(0)}, "make_dataloaders is a function of a seed, .* got tuple"),
@@ -377,7 +474,7 @@ def test_numbers_out_of_range_are_refused(options):
 
 
 def test_weights_that_do_not_fit_are_refused():
-    with pytest.raises(TrainingError, match="not of this Sequential"):
+    with pytest.raises(TrainingError, match="initial does not fit what make_model gives"):
         verdict(seeing_ticket(), initial={"0.weight": torch.ones(2)}, **FEW)
 
 

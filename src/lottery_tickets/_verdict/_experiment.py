@@ -16,10 +16,18 @@ from torch import nn
 from lottery_tickets._arguments import check_count, check_seed
 from lottery_tickets._verdict._controls import CONTROLS, fresh_seed
 from lottery_tickets._verdict._judging import DENSE, TICKET, check_seed_count
-from lottery_tickets.errors import VerdictError
+from lottery_tickets.errors import TrainingError, VerdictError
 from lottery_tickets.masks import Mask, as_mask
 from lottery_tickets.runs import seed_everything
-from lottery_tickets.training import DataOrder, Recipe, configuration, described, digest_of, restore_tensors
+from lottery_tickets.training import (
+    DataOrder,
+    Recipe,
+    configuration,
+    described,
+    digest_of,
+    restore_tensors,
+    tensors_of,
+)
 
 MakeModel = Callable[[int], nn.Module]
 MakeDataloaders = Callable[[int], Sequence[Any]]
@@ -139,7 +147,7 @@ class Experiment:
         if not isinstance(model, nn.Module):
             raise VerdictError(f"make_model({number}) gives a torch module; it gave {type(model).__name__}.")
         if self.initial is not None and network != "random_reinit":
-            restore_tensors(model, _tensors(_for_seed(self.initial, seed, self.seeds)))
+            _put_into(model, _tensors(_for_seed(self.initial, seed, self.seeds)))
         return model
 
     def dataloaders(self, seed: int) -> Dataloaders:
@@ -212,6 +220,17 @@ def _tensors(given: OneInitial) -> Mapping[str, torch.Tensor]:
             f"{path}: no weights can be read from it ({error}); initial is a safetensors file, or a dict of "
             "tensors by name."
         ) from error
+
+
+def _put_into(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Weights as `tensors_of` gives them, or as a `state_dict`: tied ones twice, and not all buffers."""
+    if tensors_of(model).keys() == weights.keys():
+        restore_tensors(model, weights)
+        return
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise TrainingError(f"initial does not fit what make_model gives. {error}") from error
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:

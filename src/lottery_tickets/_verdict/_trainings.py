@@ -29,15 +29,16 @@ class Trainings:
 
     def __init__(self, experiment: Experiment, run: RunFolder | None, *, progress: bool) -> None:
         self._experiment, self._run, self._progress = experiment, run, progress
+        self._wanted = [(network, seed) for seed in experiment.seeds for network in experiment.networks]
         found = [training_of(line) for line in (() if run is None else run.lines)]
         self._finished = {(one["network"], one["seed"]): one for one in found}
         self._weights: dict[int, str] = {one["weights_seed"]: one["weights"] for one in found}
 
     def all(self) -> list[TicketTraining]:
         """Seed by seed, the ticket first; what is not there yet is trained."""
+        self._refuse_other_weights()
         experiment = self._experiment
-        wanted = [(network, seed) for seed in experiment.seeds for network in experiment.networks]
-        missing = sum(one not in self._finished for one in wanted)
+        missing = sum(one not in self._finished for one in self._wanted)
         bar = tqdm(
             total=missing * experiment.epochs,
             desc=f"training {missing} networks",
@@ -48,7 +49,7 @@ class Trainings:
         with bar:
             for seed in experiment.seeds:
                 self._train_seed(seed, bar)
-        return [self._finished[one] for one in wanted]
+        return [self._finished[one] for one in self._wanted]
 
     def _train_seed(self, seed: int, bar: Any) -> None:
         experiment = self._experiment
@@ -56,7 +57,7 @@ class Trainings:
         if not pending and experiment.asks_for_tickets:
             return
         ticket = experiment.ticket(seed)
-        self._refuse_another(ticket, seed)
+        self._refuse_another_ticket(ticket, seed)
         if not pending:
             return
         data = experiment.dataloaders(seed)
@@ -110,7 +111,19 @@ class Trainings:
             self._run.record(training)
             self._run.save({}, {})
 
-    def _refuse_another(self, ticket: Mask, seed: int) -> None:
+    def _refuse_other_weights(self) -> None:
+        """One ticket is meant for the weights of the first seed, so that has to stay the first."""
+        for network, seed in self._wanted:
+            before, now = self._finished.get((network, seed)), self._experiment.weights_seed(network, seed)
+            if before is not None and before["weights_seed"] != now:
+                raise RunFolderError(
+                    f"run_dir holds {network} of seed {seed} on the weights of make_model("
+                    f"{before['weights_seed']}), and is asked for those of make_model({now}). With one ticket the "
+                    "first of the seeds is whose weights it is meant for: add seeds behind it, or give another "
+                    "run_dir."
+                )
+
+    def _refuse_another_ticket(self, ticket: Mask, seed: int) -> None:
         before = self._finished.get((TICKET, seed))
         if before is not None and before["mask"] != ticket.digest():
             raise RunFolderError(
