@@ -54,8 +54,7 @@ def draw_barriers(path: Path, report: Mapping[str, Any]) -> None:
     found = [{"mean": one[f"{metric}_barrier"], "interval": one[f"{metric}_interval"]} for one in points]
     _errorbar(panel, [one["rewind_step"] for one in points], found, COLOURS[0], "")
     panel.axhline(report["threshold"], color="black", linewidth=1, linestyle="--")
-    positive = [one["rewind_step"] for one in points if one["rewind_step"]]
-    panel.set_xscale("symlog", linthresh=max(1, min(positive, default=1)))
+    _step_axis(panel, [one["rewind_step"] for one in points])
     panel.set_xlabel("step at which the copies part")
     panel.set_ylabel(f"{metric} barrier")
     panel.spines[["top", "right"]].set_visible(False)
@@ -65,6 +64,17 @@ def draw_barriers(path: Path, report: Mapping[str, Any]) -> None:
         f"{report['network']} on {report['data']}, {report['subject']}, {seeds} seeds", fontsize="medium"
     )
     _write_figure(figure, path)
+
+
+def _step_axis(panel: Any, steps: Sequence[int]) -> None:
+    """Logarithmic, with room for step 0 before the first of the others."""
+    from matplotlib.ticker import NullLocator
+
+    least = min((step for step in steps if step), default=1)
+    panel.set_xscale("symlog", linthresh=least, linscale=0.5)
+    panel.set_xlim(-least / 4 if 0 in steps else least / 1.3, max(*steps, least) * 1.3)
+    panel.set_xticks(steps, [f"{step:,}" for step in steps], fontsize="small")
+    panel.xaxis.set_minor_locator(NullLocator())
 
 
 def _density_axis(panel: Any, densities: Sequence[float]) -> None:

@@ -204,7 +204,11 @@ def _conclusion(told: Mapping[str, Any]) -> str:
     bound = f"{told['metric']} barrier is below {told['threshold']:g}"
     if told["rewind_step"] is None:
         last = told["curve"][-1]["rewind_step"]
-        return f"No step up to {last:,} is stable: at none, and all after it, the mean {bound}. Look at later steps."
+        return (
+            f"No step up to {last:,} is stable: at none, and all after it, the mean {bound}. Look at later steps."
+        )
     certain = told["certain_step"]
-    interval = "its whole interval at no step" if certain is None else f"its whole interval from step {certain:,} on"
-    return f"Rewind to step {told['rewind_step']:,}: from there on the mean {bound}, {interval}."
+    interval = (
+        "its whole interval at no step" if certain is None else f"its whole interval from step {certain:,} on"
+    )
+    return f"Rewind to step {told['rewind_step']:,}: from there on the mean {bound}, and {interval}."
