@@ -420,6 +420,9 @@ def test_stability_needs_no_more_than_a_run_that_began(mine: tuple[object, ...])
     assert report["rewind_step"] == 0
     assert "has not ended" in fail("stability", "r", "--round", 1)
     assert "whole numbers" in usage_error("stability", "r", "--steps", "early")
+    assert "training has 12 steps" in usage_error("stability", "r", "--steps", "0,12", "-o", "none")
+    assert "non-negative" in fail("stability", "r", "--steps", "-1", "-o", "none")
+    assert not Path("none").exists()
 
 
 def _begun(mine: tuple[object, ...]) -> Path:

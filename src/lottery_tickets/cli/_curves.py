@@ -8,7 +8,7 @@ from typing import Any
 
 from lottery_tickets._atomic import replacing
 from lottery_tickets.cli._plot import COLOURS, figure_class
-from lottery_tickets.cli._rounds import scores_of
+from lottery_tickets.cli._rounds import scores_of, seeds_in_words
 
 
 def draw_rounds(path: Path, report: Mapping[str, Any]) -> None:
@@ -59,10 +59,8 @@ def draw_barriers(path: Path, report: Mapping[str, Any]) -> None:
     panel.set_ylabel(f"{metric} barrier")
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", alpha=0.25, linewidth=0.6)
-    seeds = len(report["seeds"])
-    panel.set_title(
-        f"{report['network']} on {report['data']}, {report['subject']}, {seeds} seeds", fontsize="medium"
-    )
+    title = f"{report['network']} on {report['data']}, {report['subject']}, {seeds_in_words(report['seeds'])}"
+    panel.set_title(title, fontsize="medium")
     _write_figure(figure, path)
 
 

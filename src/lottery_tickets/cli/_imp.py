@@ -79,7 +79,7 @@ def imp(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")],
     network: Annotated[
         str | None,
-        typer.Argument(metavar="[NETWORK]", help=f"One of lenet, {', '.join(NETWORKS)}.", show_default=False),
+        typer.Argument(metavar="NETWORK", help=f"One of lenet, {', '.join(NETWORKS)}.", show_default=False),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help=f"Images for NETWORK: {' or '.join(DATASETS)}.", show_default=False)

@@ -98,13 +98,20 @@ class Material:
         Raises:
             TrainingError: Training data that does not say how many batches it has.
         """
-        try:
-            return len(self.make_dataloaders(0)[0]) * self.plan.epochs
-        except TypeError as error:
+        if self.known_steps is None:
             raise TrainingError(
                 f"{option} hangs on the length of training, and --data {self.plan.data} gives training data that "
                 "does not say how many batches it has. Let it have a length, or give another value."
-            ) from error
+            )
+        return self.known_steps
+
+    @cached_property
+    def known_steps(self) -> int | None:
+        """The same; None where the data does not say."""
+        try:
+            return len(self.make_dataloaders(0)[0]) * self.plan.epochs
+        except TypeError:
+            return None
 
     def layer_fractions(self) -> dict[str, float]:
         """Those by glob, and that of the output layer by its name."""

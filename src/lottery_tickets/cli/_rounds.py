@@ -82,6 +82,11 @@ def checked_round(report: Mapping[str, Any], wanted: int | None) -> int:
     return wanted or last
 
 
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """How many, or which one."""
+    return f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+
+
 def mask_path(folder: Path, seed: int, number: int) -> Path:
     """The ticket of a seed and a round."""
     return folder / f"seed-{seed}" / "masks" / f"round-{number:02d}.safetensors"
@@ -104,8 +109,8 @@ def show_rounds(console: Console, report: Mapping[str, Any]) -> None:
     """The table of all densities."""
     early, end, name = scores_of(report)
     seeds = report["seeds"]
-    several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-    table = new_table(title=f"Iterative magnitude pruning of {report['network']} on {report['data']}, {several}")
+    subject = f"{report['network']} on {report['data']}, {seeds_in_words(seeds)}"
+    table = new_table(title=f"Iterative magnitude pruning of {subject}")
     headings = ("round", "density", "sparsity", f"{name}\nstopped early", "at the end", "stopped at step")
     for heading in headings:
         table.add_column(heading, justify="right")

@@ -13,7 +13,7 @@ from rich.console import Console
 from lottery_tickets.cli._app import app
 from lottery_tickets.cli._arguments import DeviceOption, chosen_device
 from lottery_tickets.cli._plan import Plan
-from lottery_tickets.cli._rounds import RunArgument, checked_round, finished, mask_path
+from lottery_tickets.cli._rounds import RunArgument, checked_round, finished, mask_path, seeds_in_words
 from lottery_tickets.cli._shell import Report, Session, command, new_table, with_interval, write_json
 
 if TYPE_CHECKING:
@@ -169,18 +169,26 @@ def _measured(
 
 
 def _steps(material: Material, given: str | None) -> list[int]:
-    """Ascending, each once."""
+    """Ascending, each once, and where that can be known none at which training is over."""
     if given is None:
         total = material.steps("--steps")
         return sorted({round(share * total) for share in _SHARES})
     try:
-        return sorted({int(step) for step in given.split(",")})
+        steps = sorted({int(step) for step in given.split(",")})
     except ValueError:
         raise typer.BadParameter(f"{given!r}: whole numbers with commas between", param_hint="--steps") from None
+    if material.known_steps is not None and steps[-1] >= material.known_steps:
+        raise typer.BadParameter(
+            f"{steps[-1]}: training has {material.known_steps} steps, and some are to be left",
+            param_hint="--steps",
+        )
+    return steps
 
 
 def _show(console: Console, told: Mapping[str, Any]) -> None:
-    table = new_table(title=f"{told['network']} on {told['data']}, {told['subject']}, {len(told['seeds'])} seeds")
+    table = new_table(
+        title=f"{told['network']} on {told['data']}, {told['subject']}, {seeds_in_words(told['seeds'])}"
+    )
     for heading in ("step", "error barrier", "loss barrier", "error of the copies"):
         table.add_column(heading, justify="right")
     for point in told["curve"]:
@@ -192,10 +200,9 @@ def _show(console: Console, told: Mapping[str, Any]) -> None:
         )
     console.print(table)
     console.print(_conclusion(told))
-    console.print(
-        "Barrier: the most that the error, or the loss, rises on the line between two copies above their mean. In "
-        f"brackets: {told['confidence']:.0%} intervals over seeds (Student)."
-    )
+    console.print("Barrier: the most that error or loss rises on the line between two copies above their mean.")
+    if len(told["seeds"]) > 1:
+        console.print(f"In brackets: {told['confidence']:.0%} intervals over seeds (Student).")
     if told["picture"]:
         console.print(f"curve: {told['picture']}", soft_wrap=True)
 
@@ -207,6 +214,8 @@ def _conclusion(told: Mapping[str, Any]) -> str:
         return (
             f"No step up to {last:,} is stable: at none, and all after it, the mean {bound}. Look at later steps."
         )
+    if told["interval"] is None:
+        return f"Rewind to step {told['rewind_step']:,}: from there on the {bound}, for this seed."
     certain = told["certain_step"]
     interval = (
         "its whole interval at no step" if certain is None else f"its whole interval from step {certain:,} on"
