@@ -1,18 +1,17 @@
 """When memory is short: checkpoints on disk, tensor by tensor."""
 
-from lottery_tickets.large_models._checkpoints import (
-    PrunedCheckpoint,
-    compute_weights_digest,
-    prune_checkpoint,
-    read_checkpoint,
-)
+from lottery_tickets.large_models._checkpoints import compute_weights_digest, read_checkpoint
+from lottery_tickets.large_models._copies import PrunedCheckpoint, prune_checkpoint
 from lottery_tickets.large_models._loading import load_model, load_tokenizer, resolve_model
+from lottery_tickets.large_models._weights import MappedWeights, map_weights
 
 __all__ = [
+    "MappedWeights",
     "PrunedCheckpoint",
     "compute_weights_digest",
     "load_model",
     "load_tokenizer",
+    "map_weights",
     "prune_checkpoint",
     "read_checkpoint",
     "resolve_model",
