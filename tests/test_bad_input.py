@@ -23,6 +23,7 @@ from lottery_tickets import (
     apply_mask,
     compute_histogram_quantile,
     compute_instability,
+    compute_iterative_magnitude_pruning,
     compute_layerwise_magnitude_ticket,
     compute_linear_mode_connectivity,
     compute_lottery_ticket_quality,
@@ -54,6 +55,7 @@ from lottery_tickets.errors import (
     WeightsError,
 )
 from lottery_tickets.importance_scoring import compute_gradient_importance, compute_hybrid_importance
+from lottery_tickets.runs import RunFolder
 from lottery_tickets.stability import make_train_function
 
 
@@ -120,6 +122,11 @@ def path(state_b: dict[str, torch.Tensor] | None = None, **options: object) -> o
 def instability(**options: object) -> object:
     train = make_train_function([BATCH], epochs=2)
     return compute_instability(lambda _: net(), train, dataloader=BATCH, seeds=[0], **options)
+
+
+def rounds(data: object = None, **options: object) -> object:
+    options = {"model": net(), "epochs": 2, "num_iterations": 2, "progress": False, **options}
+    return compute_iterative_magnitude_pruning(dataloader=[BATCH] if data is None else data, **options)
 
 
 BATCH = (torch.ones(2, 4), torch.tensor([0, 1]))
@@ -602,6 +609,43 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: instability(rewind_steps=[0]),
         TrainingError,
         "the two siblings from step 0 are the same network.*a loader that does not shuffle",
+    ),
+    "rounds that remove nothing": (lambda: rounds(target_sparsity=0.0), SparsityError, "which removes nothing"),
+    "no rounds": (lambda: rounds(num_iterations=0), TrainingError, "num_iterations is a positive integer, got 0"),
+    "rewinding to nowhere": (
+        lambda: rounds(rewind="start"),
+        TrainingError,
+        "rewind is 'weights' or .* got 'start'",
+    ),
+    "rewinding to two points": (
+        lambda: rounds(rewind_epoch=1, rewind_step=1),
+        TrainingError,
+        "rewind_epoch=1 and rewind_step=1 name two points. Leave one out",
+    ),
+    "rewinding beyond the end": (
+        lambda: rounds(rewind_step=2),
+        TrainingError,
+        r"rewind_step=2, but training has 2 steps .* earlier step or train longer",
+    ),
+    "fractions beyond the target": (
+        lambda: rounds(target_sparsity=0.1, layer_fractions={"first.*": 0.9}),
+        SparsityError,
+        "layer_fractions and target_sparsity contradict each other: in round 1",
+    ),
+    "two fractions for a layer": (
+        lambda: rounds(layer_fractions={"first.*": 0.1, "*.weight": 0.2}),
+        SparsityError,
+        r"'first\.\*' and '\*\.weight' both match first\.weight; one fraction a tensor",
+    ),
+    "test data without validation": (
+        lambda: rounds(test_dataloader=[BATCH]),
+        TrainingError,
+        "there is no eval_dataloader. Give both",
+    ),
+    "a run that is none": (
+        lambda: RunFolder.configuration("absent"),
+        RunFolderError,
+        r"absent/config\.json: cannot be read",
     ),
     "sparsity of text": (
         lambda: compute_sparsity("ticket"),

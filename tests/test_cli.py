@@ -38,7 +38,20 @@ from lottery_tickets.errors import CheckpointError, EvaluationError
 from lottery_tickets.large_models import _weights, compute_weights_digest, load_tokenizer
 
 WORDS = [f"w{index}" for index in range(60)]
-COMMANDS = ("mask", "score", "compare", "early-bird", "evaluate", "overlap", "inspect", "apply", "demo")
+COMMANDS = (
+    "mask",
+    "score",
+    "compare",
+    "early-bird",
+    "imp",
+    "verdict",
+    "stability",
+    "evaluate",
+    "overlap",
+    "inspect",
+    "apply",
+    "demo",
+)
 
 
 def run(*arguments: object) -> Result:
