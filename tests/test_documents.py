@@ -137,6 +137,7 @@ def test_what_is_concluded_of_rewinding_is_what_was_measured():
     assert all(accuracy(first, number) > accuracy(first, 0) for number in range(1, 5))
     assert max(barrier("ticket", step) for step in (first, second)) < 0.02
     assert all(accuracy(first, number) >= accuracy(second, number) for number in range(1, 5))
+    assert settings["epochs"] == 3
     assert (second, settings["epochs"] * settings["training_images"] // settings["batch_size"]) == (40, 300)
 
 
