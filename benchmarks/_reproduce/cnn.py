@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lottery_tickets.stability import compute_instability, make_train_function
 from torch import nn
 
 from _reproduce._training import Data, of_round, once, step_and_look
 from lottery_tickets import Mask
 from lottery_tickets.iterative_pruning import compute_iterative_magnitude_pruning
+from lottery_tickets.stability import compute_instability, make_train_function
 from lottery_tickets.training import Recipe
 from lottery_tickets.vision import Images, TensorBatches, batchnorm_cnn
 
