@@ -43,10 +43,11 @@ def text(found: Results) -> str:
     """What to make of it."""
     ratios, bar = found["ratios"], found["time_bar"]
     verdicts = [
-        f"against the loop with {name} the bar is {'' if ratios[way] <= bar else 'not '}met (x {ratios[way]:.3f})"
+        f"The bar is {'' if ratios[way] <= bar else 'not '}met against the loop with {name} (x {ratios[way]:.3f})."
         for way, name in ((PLAIN, "Adam as torch makes it"), (FUSED, "the fused Adam that ours uses"))
     ]
-    return f"""A{"; a".join(one[1:] for one in verdicts)}. What the latter leaves is calls more than numbers: the
-network is small. "Adam as it comes" steps operation by operation on the CPU. Given to ours as a function it is slower than by hand
-(x {found["as_it_comes_ratio"]:.3f}): pruned weights have averages of zero, and torch's square root takes several
-times longer for a zero than for another number. By name ours takes the fused step, which does not."""
+    return f"""{" ".join(verdicts)} What the
+latter leaves is calls more than numbers: the network is small. "Adam as it comes" steps operation by operation on
+the CPU. Given to ours as a function it is slower than by hand (x {found["as_it_comes_ratio"]:.3f}): pruned weights
+have averages of zero, and torch's square root takes several times longer for a zero than for another number. By
+name ours takes the fused step, which does not."""
