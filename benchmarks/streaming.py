@@ -279,16 +279,28 @@ def bytes_read() -> int:
 
 def benchmark(folder: Path, billions: float, repeats: int) -> dict[str, Any]:
     """All figures of one checkpoint."""
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    rounds = []
-    for _ in range(repeats):
-        found = {READ: measured(read_twice, folder), DRAW: measured(draw, folder)}
-        for name, prepare, target in ((COPY, copy, "copy"), (APPLY, apply, "pruned")):
-            found[name] = measured(prepare, folder)
-            shutil.rmtree(folder.with_name(target))
-        rounds.append(found)
+    rounds = [{**drawing(folder), **applying(folder)} for _ in range(repeats)]
     rounds.sort(key=lambda found: found[DRAW]["seconds"] / found[READ]["seconds"])
-    middle = rounds[len(rounds) // 2]
+    return told(folder, billions, rounds[len(rounds) // 2])
+
+
+def drawing(folder: Path) -> dict[str, Any]:
+    """The files read twice, and the ticket drawn."""
+    return {READ: measured(read_twice, folder), DRAW: measured(draw, folder)}
+
+
+def applying(folder: Path) -> dict[str, Any]:
+    """The files copied, and the ticket applied."""
+    found = {}
+    for name, prepare, target in ((COPY, copy, "copy"), (APPLY, apply, "pruned")):
+        found[name] = measured(prepare, folder)
+        shutil.rmtree(folder.with_name(target))
+    return found
+
+
+def told(folder: Path, billions: float, middle: dict[str, Any]) -> dict[str, Any]:
+    """A round's figures, and what they say."""
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     packed = (middle[DRAW]["numel"] + 7) // 8
     return {
         "billions": billions,
