@@ -58,6 +58,7 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 reproduce: $(INSTALLED) ## The lottery ticket papers, again: an hour or more; go on with it by calling it again
 	$(BIN)/python benchmarks/reproduce.py --jobs 2
 	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/tables.py
 
 clean: ## Remove everything the targets made in the tree
