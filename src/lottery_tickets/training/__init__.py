@@ -4,7 +4,13 @@ from lottery_tickets.training._activations import Checkpointing, blocks_of, chec
 from lottery_tickets.training._configuration import configuration, described
 from lottery_tickets.training._course import Course, Evaluation, Judge, Point, early_stopping
 from lottery_tickets.training._fused_sgd import FusedSGD
-from lottery_tickets.training._memory import TrainingBytes, log_training_bytes, training_bytes
+from lottery_tickets.training._memory import (
+    DecoderSizes,
+    TrainingBytes,
+    decoder_sizes,
+    log_training_bytes,
+    training_bytes,
+)
 from lottery_tickets.training._optimizers import AfterBackward, InBackward, MakeOptimizer, Stepper, make_optimizer
 from lottery_tickets.training._order import DataOrder
 from lottery_tickets.training._passes import Clip
@@ -21,6 +27,7 @@ __all__ = [
     "Clip",
     "Course",
     "DataOrder",
+    "DecoderSizes",
     "Evaluation",
     "FusedSGD",
     "InBackward",
@@ -41,6 +48,7 @@ __all__ = [
     "checkpointed",
     "checkpointed_blocks",
     "configuration",
+    "decoder_sizes",
     "described",
     "devices_of",
     "early_stopping",
