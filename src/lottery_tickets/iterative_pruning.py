@@ -48,6 +48,7 @@ from lottery_tickets._iterative._experiment import Experiment
 from lottery_tickets._iterative._results import IterativePruningResults, PruningRound, Rewind
 from lottery_tickets._iterative._schedule import groups_of
 from lottery_tickets._iterative._settings import Scope, Settings
+from lottery_tickets._iterative._trainings import Trainings
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.masks import Patterns, lasting, prunable_parameters
 from lottery_tickets.runs import RunFolder, private_random_state
@@ -279,11 +280,7 @@ def compute_iterative_magnitude_pruning(
             run = stack.enter_context(RunFolder.open(run_dir, told, resume=resume))
         stack.enter_context(training(model))
         checkpointing = stack.enter_context(checkpointed(model, gradient_checkpointing))
-        experiment = Experiment(
-            *(model, dataloader, order, settings, recipe, groups, judge, run),
-            checkpointing=checkpointing,
-            save_every_steps=save_every_steps,
-            progress=progress,
-        )
+        trainings = Trainings(model, dataloader, order, settings, recipe, judge, checkpointing)
+        experiment = Experiment(trainings, groups, run, save_every_steps=save_every_steps, progress=progress)
         experiment.run()
         return experiment.results()

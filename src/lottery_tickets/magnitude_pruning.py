@@ -165,7 +165,7 @@ def create_magnitude_mask(
         [3, 1]
 
     References:
-        Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 2 (layer-wise) and appendix H.1
+        Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 2 (layer-wise) and section 4
         (global pruning).
     """
     rule = Rule(scope, allocation, pattern, pattern_remainder, min_density, owl_threshold, owl_lambda)
@@ -223,7 +223,7 @@ def compute_layerwise_magnitude_ticket(
         ({'a': 0.5, 'b': 0.5}, 4.0)
 
     References:
-        Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 2 and appendix H.1.
+        Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, sections 2 and 4.
     """
     check_sparsity(target_sparsity, "target_sparsity")
     tensors = _ranked_tensors(model, None, None, only_weights=True)

@@ -90,8 +90,9 @@ def is_pair(batch: Any) -> bool:
 
 def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     """Where inputs go, and the one floating-point type of the parameters if they share one."""
-    first = next((tensor for group in (model.parameters(), model.buffers()) for tensor in group), None)
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    parameters = list(model.parameters())
+    first = parameters[0] if parameters else next(model.buffers(), None)
+    dtypes = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
     return torch.device("cpu") if first is None else first.device, dtypes.pop() if len(dtypes) == 1 else None
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch.nn import functional as F
@@ -23,7 +24,7 @@ class BatchLoss:
         samples: Rows of the batch.
         correct: Units whose largest logit is the label; None where labels are not classes.
         tokens: The loss is nats per token of a sequence, so its exponential is a perplexity.
-        rows: The loss of each sample with its graph, where gradients are on and the loss is known by sample.
+        by_sample: Computes `rows`, where gradients are on and the loss is known by sample.
         graph: `loss_sum` as a tensor, with its graph where gradients are on; may be None without units.
     """
 
@@ -32,8 +33,13 @@ class BatchLoss:
     samples: int
     correct: int | None = None
     tokens: bool = False
-    rows: SampleLosses | None = field(default=None, compare=False, repr=False)
+    by_sample: Callable[[], SampleLosses] | None = field(default=None, compare=False, repr=False)
     graph: torch.Tensor | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def rows(self) -> SampleLosses | None:
+        """The loss of each sample with its graph."""
+        return None if self.by_sample is None else self.by_sample()
 
     @property
     def mean(self) -> float:
@@ -47,7 +53,9 @@ class BatchLoss:
 
 
 def total(parts: Sequence[BatchLoss]) -> BatchLoss:
-    """Several batches as one, each weighing as many units as it has."""
+    """Several batches as one, each weighing as many units as it has; without graphs."""
+    if len(parts) == 1:
+        return replace(parts[0], by_sample=None, graph=None)
     correct = [part.correct for part in parts if part.correct is not None]
     return BatchLoss(
         loss_sum=math.fsum(part.loss_sum for part in parts),
@@ -70,19 +78,19 @@ def class_loss(
         tokens: The labels are words of a vocabulary: a perplexity, no accuracy.
         samples: Rows of the batch, if not the length of the labels.
     """
-    _check_classes(labels, logits.shape[-1])
+    ignored = _check_classes(labels, logits.shape[-1])
     targets = labels.to(logits.device, torch.int64)
     losses, right = cross_entropies(logits, targets, high=high, count_right=not tokens)
     rows = labels.shape[0] if samples is None else samples
     return BatchLoss(
         loss_sum=_sum(losses),
-        units=int((labels != IGNORED).sum()),
+        units=labels.numel() - ignored,
         samples=rows,
         correct=right,
         tokens=tokens,
-        rows=rows_of(
+        by_sample=rows_of(
             losses,
-            targets != IGNORED,
+            targets,
             rows,
             drawn=lambda generator: cross_entropies(
                 logits, draw_classes(logits, targets, generator), high=high, count_right=False
@@ -122,7 +130,7 @@ def regression_loss(outputs: torch.Tensor, targets: torch.Tensor) -> BatchLoss:
         return F.mse_loss(wide, wide.detach() + noise, reduction="none")
 
     rows = rows_of(losses, None, samples, drawn)
-    return BatchLoss(_sum(losses), losses.numel(), samples, rows=rows, graph=losses.sum())
+    return BatchLoss(_sum(losses), losses.numel(), samples, by_sample=rows, graph=losses.sum())
 
 
 def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, *, high: bool) -> BatchLoss:
@@ -140,7 +148,7 @@ def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, *, high: bool) 
 
     samples = labels.shape[0]
     rows = rows_of(losses, None, samples, drawn)
-    return BatchLoss(_sum(losses), losses.numel(), samples, rows=rows, graph=losses.sum())
+    return BatchLoss(_sum(losses), losses.numel(), samples, by_sample=rows, graph=losses.sum())
 
 
 def plain_loss(logits: torch.Tensor, targets: torch.Tensor, *, high: bool) -> BatchLoss:
@@ -175,12 +183,20 @@ def _without_trailing_one(values: torch.Tensor) -> torch.Tensor:
     return values.squeeze(-1) if values.dim() > 1 else values
 
 
-def _check_classes(labels: torch.Tensor, classes: int) -> None:
+def _check_classes(labels: torch.Tensor, classes: int) -> int:
+    """Raise BatchError for what is no class; how many labels are ignored."""
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise BatchError(f"Class labels are integers, got {labels.dtype}.")
-    strange = ((labels < 0) & (labels != IGNORED)) | (labels >= classes)
+    if not labels.numel():
+        return 0
+    least, most = (int(one) for one in torch.aminmax(labels))
+    if least >= 0 and most < classes:
+        return 0
+    ignored = labels == IGNORED
+    strange = ((labels < 0) & ~ignored) | (labels >= classes)
     if bool(strange.any()):
         found = labels[strange].flatten()[0].item()
         raise BatchError(
             f"A label is {found}, but the model has {classes} classes: 0 ... {classes - 1} (-100 is ignored)."
         )
+    return int(ignored.sum())

@@ -240,7 +240,7 @@ def _loss_by(loss_fn: LossFunction, output: Output, request: Request) -> BatchLo
         return _scaled(losses, _units(request.labels, request), request)
     rows = rows_of(losses, None, request.samples) if losses.shape[0] == request.samples else None
     loss_sum = float(losses.detach().cpu().sum(dtype=torch.float64))
-    return BatchLoss(loss_sum, losses.numel(), request.samples, rows=rows, graph=losses.sum())
+    return BatchLoss(loss_sum, losses.numel(), request.samples, by_sample=rows, graph=losses.sum())
 
 
 def _next_token_loss(
@@ -281,7 +281,7 @@ def _scaled(mean: torch.Tensor, units: int, request: Request) -> BatchLoss:
     # A mean over several samples does not tell them apart.
     rows = rows_of(mean.reshape(1), None, 1) if units and request.samples == 1 else None
     graph = widened(mean.reshape(()), high=True) * units if units else None
-    return BatchLoss(loss_sum, units, request.samples, rows=rows, graph=graph)
+    return BatchLoss(loss_sum, units, request.samples, by_sample=rows, graph=graph)
 
 
 def _units(labels: torch.Tensor | None, request: Request) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,25 +35,30 @@ class SampleLosses:
 
 
 def rows_of(
-    losses: torch.Tensor, counts: torch.Tensor | None, samples: int, drawn: Drawn | None = None
-) -> SampleLosses | None:
+    losses: torch.Tensor, targets: torch.Tensor | None, samples: int, drawn: Drawn | None = None
+) -> Callable[[], SampleLosses] | None:
     """Units in row-major order, those of one sample side by side, as a mean for each sample.
 
     Args:
         losses: One for each unit, 0 where it does not count.
-        counts: Bool for each unit, or None if all count.
+        targets: For each unit; those that are ignored do not count. None if all do.
         samples: Rows of the batch.
         drawn: Makes other losses of the same units.
 
     Returns:
-        None where gradients are off or the units do not divide into samples.
+        What computes them, as few ask for them; None where gradients are off or the units do not divide into
+        samples.
     """
     if not torch.is_grad_enabled() or not samples or losses.numel() % samples:
         return None
+    return partial(_rows, losses, targets, samples, drawn)
+
+
+def _rows(losses: torch.Tensor, targets: torch.Tensor | None, samples: int, drawn: Drawn | None) -> SampleLosses:
     each = losses.numel() // samples
     units = torch.full((samples,), each, device=losses.device)
-    if counts is not None:
-        units = counts.reshape(samples, -1).sum(1)
+    if targets is not None:
+        units = (targets != IGNORED).reshape(samples, -1).sum(1)
 
     def mean(units_losses: torch.Tensor) -> torch.Tensor:
         return units_losses.reshape(samples, -1).sum(1) / units.clamp(min=1)
@@ -99,6 +105,8 @@ class _CrossEntropies(torch.autograd.Function):
             F.cross_entropy(widened(chunk, high=high), labels, reduction="none", ignore_index=IGNORED)
             for chunk, labels in _chunks(logits, targets)
         ]
+        if len(losses) == 1:
+            return losses[0]
         return torch.cat(losses) if losses else widened(logits, high=high).new_zeros(0)
 
     @staticmethod

@@ -3,101 +3,57 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from lottery_tickets._iterative._calls import Calls
 from lottery_tickets._iterative._drawing import draw, scores_of
 from lottery_tickets._iterative._results import IterativePruningResults, PruningRound
+from lottery_tickets._iterative._rewinding import Options, RewindPoint
 from lottery_tickets._iterative._schedule import Group
-from lottery_tickets._iterative._settings import Settings
-from lottery_tickets.errors import RunFolderError, TrainingError
+from lottery_tickets._iterative._tickets import load_ticket, save_ticket
+from lottery_tickets._iterative._trainings import Trainings, options_of
+from lottery_tickets.errors import TrainingError
 from lottery_tickets.masks import Mask, held, prunable_parameters
 from lottery_tickets.runs import RunFolder, decoded, encoded
-from lottery_tickets.training import (
-    Course,
-    DataOrder,
-    Judge,
-    Point,
-    Recipe,
-    Trainer,
-    early_stopping,
-    restore_tensors,
-    tensors_of,
-)
-
-_REWIND = "rewind"  # what the run keeps of the rewinding point
-
-
-@dataclass(frozen=True)
-class RewindPoint:
-    """Everything as it was at the rewinding point.
-
-    Attributes:
-        tensors: Weights and buffers.
-        training: State of the course.
-        options: Of each of the optimizer's groups: learning rate and the like.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    training: Mapping[str, Any]
-    options: list[dict[str, Any]]
+from lottery_tickets.training import Course, early_stopping, restore_tensors, tensors_of
 
 
 class Experiment:
     """Iterative pruning that can be left at any batch and gone on with at the latest state.
 
     Args:
-        model: In training mode.
-        dataloader: For `trainer_fn`.
-        order: The data.
-        settings: What is pruned and rewound.
-        recipe: How to train.
+        trainings: How each round's network is trained, and which.
         groups: What is ranked together, and how much of it goes.
-        judge: Measures; None for none.
         run: The folder to write states to.
-        checkpointing: Whether the model computes activations again.
         save_every_steps: Batches between states; None for the end of every epoch.
         progress: Show a bar.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        dataloader: Any,
-        order: DataOrder,
-        settings: Settings,
-        recipe: Recipe,
+        trainings: Trainings,
         groups: list[Group],
-        judge: Judge | None,
         run: RunFolder | None,
         *,
-        checkpointing: bool,
         save_every_steps: int | None,
         progress: bool,
     ) -> None:
-        self._model, self._dataloader, self._order = model, dataloader, order
-        self._settings, self._recipe, self._groups = settings, recipe, groups
-        self._judge, self._run, self._progress = judge, run, progress
-        self._checkpointing, self._save_every = checkpointing, save_every_steps
+        self._trainings, self._groups, self._run = trainings, groups, run
+        self._model, self._settings = trainings.model, trainings.settings
+        self._save_every, self._progress = save_every_steps, progress
         self._round = 0
         self._finished = False  # the round, that is
         self._mask: Mask | None = None
-        self._course: Course | Calls = self._new_course(None)
+        self._course = trainings.new()
         self._told = 0  # of the course's evaluations
         self._seconds = 0.0  # in this round, before `_clock`
         self._clock = time.perf_counter()
         self._rewind: RewindPoint | None = None
-        self._last_options: list[dict[str, Any]] = []  # of the optimizer, when the dense network had been trained
+        self._last_options: Options = []  # of the optimizer, when the dense network had been trained
         self._rounds: list[PruningRound] = []
 
     def run(self) -> None:
@@ -115,19 +71,16 @@ class Experiment:
         assert self._rewind is not None
         assert self._mask is not None
         dense, *rounds = self._rounds
-        ours = self._recipe.trainer_fn is None
         return IterativePruningResults(
             method=f"iterative_{self._settings.criterion_name}_pruning",
             rewind=self._settings.rewind,
             target_sparsity=sum(group.removed[-1] for group in self._groups) / self._mask.numel,
             rewind_epoch=self._settings.rewind_epoch,
-            rewind_step=Point.of(self._rewind.training["point"]).step if ours else None,
+            rewind_step=self._rewind.point.step if isinstance(self._course, Course) else None,
             dense=dense,
             iterations=rounds,
             final_mask=self._mask,
-            rewind_state=self._rewind.tensors
-            if self._run is None
-            else str(self._run.path / _REWIND / "model.safetensors"),
+            rewind_state=self._rewind.tensors if self._run is None else str(RewindPoint.path_in(self._run)),
         )
 
     # ---------------------------------------------------------------- a round
@@ -143,11 +96,11 @@ class Experiment:
             scores = scores_of(settings.criterion, self._model, weights)
         self._mask = draw(weights, self._mask, self._groups, self._round, scores)
         if self._run is not None:
-            self._save_mask(self._run, self._mask)
+            save_ticket(self._run, self._round, self._mask, settings)
         assert self._rewind is not None
         if settings.rewind == "weights":
             restore_tensors(self._model, self._rewind.tensors)
-        self._course = self._new_course(self._rewind)
+        self._course = self._trainings.new(self._rewind, self._last_options)
 
     def _train(self, bar: Any) -> None:
         """What is left of the round."""
@@ -174,7 +127,7 @@ class Experiment:
     def _finish(self) -> None:
         """Write down what came of the round."""
         if not self._round:
-            self._last_options = self._options()
+            self._last_options = options_of(self._course)
         self._finished = True
         record = self._record()
         self._rounds.append(record)
@@ -216,62 +169,10 @@ class Experiment:
             seconds=self._seconds + time.perf_counter() - self._clock,
         )
 
-    # ---------------------------------------------------------------- training
-
-    def _new_course(self, rewind: RewindPoint | None) -> Course | Calls:
-        """A training of this round: from the beginning, or from the rewinding point."""
-        start = None if rewind is None else Point.of(rewind.training["point"])
-        settings, recipe = self._settings, self._recipe
-        if recipe.trainer_fn is not None:
-            train = partial(recipe.trainer_fn, self._model, self._dataloader)
-            return Calls(
-                *(self._model, train, self._order),
-                epochs=settings.epochs,
-                halt=settings.rewind_epoch,
-                judge=self._judge,
-                start=start,
-            )
-        return Course(
-            *(self._model, self._new_trainer(rewind), self._order),
-            epochs=settings.epochs,
-            judge=self._judge,
-            eval_every_steps=settings.eval_every_steps,
-            start=start,
-        )
-
-    def _new_trainer(self, rewind: RewindPoint | None) -> Trainer:
-        fixed_rate = rewind is not None and self._settings.rewind == "none"
-        trainer = self._recipe.trainer(
-            self._model, self._settings.seed, checkpointing=self._checkpointing, scheduled=not fixed_rate
-        )
-        if rewind is None:
-            return trainer
-        own, there = trainer.state(), rewind.training["trainer"]
-        if self._settings.rewind == "weights":
-            trainer.load({**deepcopy(there), "progress": own["progress"]})
-        elif self._settings.rewind == "learning_rate":
-            trainer.load({**own, "scheduler": deepcopy(there["scheduler"])})
-        options = self._last_options if fixed_rate else rewind.options
-        for group, given in zip(trainer.optimizer.param_groups, options, strict=True):
-            group.update(given)
-        return trainer
-
-    def _options(self) -> list[dict[str, Any]]:
-        """What a scheduler may have changed."""
-        if isinstance(self._course, Calls):
-            return []
-        groups = self._course.trainer.optimizer.param_groups
-        parameters = {"params", "param_names"}
-        return [{name: one for name, one in group.items() if name not in parameters} for group in groups]
-
     @property
     def _start(self) -> int:
         """The step at which this round's training began."""
-        if not self._round or self._rewind is None:
-            return 0
-        return Point.of(self._rewind.training["point"]).step
-
-    # ---------------------------------------------------------------- rewinding
+        return self._rewind.point.step if self._round and self._rewind is not None else 0
 
     def _keep_rewind_point(self) -> None:
         """If training stands at it for the first time."""
@@ -280,19 +181,8 @@ class Experiment:
             return
         if course.step < (settings.rewind_step or 0):
             return
-        tensors, training, options = tensors_of(self._model), course.state(), self._options()
-        if self._run is None:
-            self._rewind = RewindPoint(
-                {name: one.clone() for name, one in tensors.items()}, deepcopy(training), deepcopy(options)
-            )
-            return
-        others: dict[str, torch.Tensor] = {}
-        values = {
-            "training": encoded(training, others, "training"),
-            "options": encoded(options, others, "options"),
-        }
-        self._run.keep(_REWIND, values, {"model": tensors, "others": others})
-        self._rewind = _kept(self._run)
+        now = RewindPoint(tensors_of(self._model), course.state(), options_of(course))
+        self._rewind = now.copied() if self._run is None else now.kept_in(self._run)
 
     # ---------------------------------------------------------------- state
 
@@ -318,10 +208,10 @@ class Experiment:
         self._round, self._finished, self._seconds = values["round"], values["finished"], values["seconds"]
         self._last_options = decoded(values["last_options"], others)
         if values["rewind"]:
-            self._rewind = _kept(run)
+            self._rewind = RewindPoint.kept(run)
         if values["digest"] is not None:
-            self._mask = _mask_of(run, self._round, values["digest"])
-        self._course = self._new_course(self._rewind if self._round else None)
+            self._mask = load_ticket(run, self._round, values["digest"])
+        self._course = self._trainings.new(self._rewind if self._round else None, self._last_options)
         self._course.load(decoded(values["course"], others))
         self._told = len(self._course.evaluations)
         names = PruningRound.__annotations__
@@ -331,32 +221,13 @@ class Experiment:
             if line["kind"] == "round"
         ]
 
-    def _save_mask(self, run: RunFolder, mask: Mask) -> None:
-        """As a ticket file, for users and for the states to come."""
-        settings, path = self._settings, _mask_path(run, self._round)
-        metadata = {
-            "criterion": settings.criterion_name,
-            "round": str(self._round),
-            "rounds": str(settings.num_iterations),
-            "rewind": settings.rewind,
-            "seed": str(settings.seed),
-        }
-        try:
-            path.parent.mkdir(exist_ok=True)
-            mask.save(path, metadata=metadata)
-        except OSError as error:
-            raise RunFolderError(
-                f"{path}: the mask could not be written ({error}). The states before it are whole; make room and "
-                "call again, and the run goes on from there."
-            ) from error
-
     # ---------------------------------------------------------------- progress
 
     @contextmanager
     def _bar(self) -> Iterator[Any]:
         """Over the steps of all rounds, or their epochs under `trainer_fn`."""
         settings, ours = self._settings, isinstance(self._course, Course)
-        length = self._order.length if ours else 1
+        length = self._trainings.order.length if ours else 1
         total, initial = None, 0
         if length is not None:
             whole = length * settings.epochs
@@ -366,33 +237,3 @@ class Experiment:
             initial = before + self._course.step - (whole - rest if self._round else 0)
         with tqdm(total=total, initial=initial, delay=2, disable=not self._progress) as bar:
             yield bar
-
-
-def _kept(run: RunFolder) -> RewindPoint:
-    state = run.kept(_REWIND)
-    others = state.tensors("others")
-    return RewindPoint(
-        state.tensors("model"),
-        decoded(state.values["training"], others),
-        decoded(state.values["options"], others),
-    )
-
-
-def _mask_path(run: RunFolder, number: int) -> Path:
-    return run.path / "masks" / f"round-{number:02d}.safetensors"
-
-
-def _mask_of(run: RunFolder, number: int, digest: str) -> Mask:
-    """The mask of a round that has begun."""
-    path = _mask_path(run, number)
-    if not path.exists():
-        raise RunFolderError(
-            f"{path} is missing, and the run was left in that round. Start anew in another folder."
-        )
-    mask = Mask.load(path)
-    if mask.digest() != digest:
-        raise RunFolderError(
-            f"{path} is not the mask of this run: its digest is {mask.digest()}, expected {digest}. Start anew in "
-            "another folder."
-        )
-    return mask

@@ -2,7 +2,7 @@
 
 from lottery_tickets.masks._applied import applied, apply_mask, remove_mask
 from lottery_tickets.masks._bits import PackedBits, count_common, count_different, pack, packed_size, unpack_range
-from lottery_tickets.masks._held import held
+from lottery_tickets.masks._held import held, zero_held
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import (
     Patterns,
@@ -34,4 +34,5 @@ __all__ = [
     "prunable_parameters",
     "remove_mask",
     "unpack_range",
+    "zero_held",
 ]

@@ -256,11 +256,11 @@ def _update_bytes(trainable: list[nn.Parameter], optimizer: Kind, device: str | 
         on_cpu = (device or largest.device.type) == "cpu"
         block, buffers = (BLOCK, _BUFFERS) if on_cpu else (BLOCK_ELSEWHERE, _BUFFERS_ELSEWHERE)
         return buffers * _SINGLE * min(block, largest.numel())
-    # AdamW's denominator and what it comes from; halves are lent, and their gradients widened, in float32.
+    # AdamW's denominator where its step is not fused; halves are lent, and their gradients widened, in float32.
     wide = largest.numel() * max(_SINGLE, largest.element_size())
     if optimizer == "torch adamw":
         return wide
-    temporaries = 1 if optimizer == "adamw8bit" else 3
+    temporaries = 1 if optimizer == "adamw8bit" else 0
     return wide * (temporaries + (2 if largest.dtype in HALVES else 0))
 
 

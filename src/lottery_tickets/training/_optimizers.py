@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import MissingExtraError, TrainingError
+from lottery_tickets.masks import zero_held
 from lottery_tickets.training._fused_sgd import FusedSGD, check_parameters
 from lottery_tickets.training._passes import Clip, Passes, check_loss
 from lottery_tickets.training._rounding import key_of
 from lottery_tickets.training._weights import (
     Precision,
+    all_finite,
     blocks,
     check_precision,
     is_finite,
@@ -22,6 +24,9 @@ from lottery_tickets.training._weights import (
     widened,
     write,
 )
+
+# Bytes of a network whose gradients may as well wait for each other.
+_SMALL = 4 << 20
 
 Named = Iterable[tuple[str, nn.Parameter]]
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
@@ -81,9 +86,9 @@ def make_optimizer(
     """An optimizer by name, updating inside the backward pass where it is one of these names.
 
     Args:
-        kind: "sgd" (`FusedSGD`); "adam" and "adamw" (torch's); "adamw8bit" (torchao's, whose states take two bytes
-            a weight); or a function that makes a torch optimizer, `kind(named_parameters, lr=lr)`, which then
-            steps after the backward pass.
+        kind: "sgd" (`FusedSGD`); "adam" and "adamw" (torch's fused); "adamw8bit" (torchao's, whose states take two
+            bytes a weight); or a function that makes a torch optimizer, `kind(named_parameters, lr=lr)`, which
+            then steps after the backward pass.
         named_parameters: Name and parameter; those that do not require gradients are left out.
         lr: Learning rate.
         momentum: Of "sgd" only.
@@ -167,13 +172,15 @@ class AfterBackward:
         """Go back from the loss, clip, step, and drop the gradients."""
         self.nonfinite, self.moved = (), 0
         self.accumulate(loss)
-        there = [(name, one) for name, one in self._named if one.grad is not None]
-        self.nonfinite = tuple(
-            name for name, one in there if one.grad is not None and not is_finite(one.grad, norm_of(one.grad))
-        )
+        there = [(name, one, one.grad) for name, one in self._named if one.grad is not None]
+        # One norm of all tells it faster than one of each.
+        if not all_finite([gradient for _, _, gradient in there]):
+            self.nonfinite = tuple(
+                name for name, _, gradient in there if not is_finite(gradient, norm_of(gradient))
+            )
         if not self.nonfinite:
             if self._max_norm is not None:
-                torch.nn.utils.clip_grad_norm_([one for _, one in there], self._max_norm)
+                torch.nn.utils.clip_grad_norm_([one for _, one, _ in there], self._max_norm)
             self.moved = len(there)
             self.optimizer.step()
         self.zero_grad()
@@ -187,7 +194,8 @@ class AfterBackward:
 
     def zero_grad(self) -> None:
         """Drop gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for _, one in self._named:
+            one.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's."""
@@ -202,8 +210,9 @@ class InBackward:
     """A torch optimizer that steps each parameter inside the backward pass and frees its gradient at once.
 
     Its `step()` must pass over parameters without a gradient, as torch's AdamW does: it is called when only one
-    has one. Weights in bfloat16 and float16 are lent to it in float32, a parameter at a time, and rounded on their
-    way back; its states are in float32 therefore.
+    has one. A network of a few megabytes is stepped once, after the pass: that costs no memory worth the time of
+    many calls, and gives the same bits. Weights in bfloat16 and float16 are lent to it in float32, a parameter at
+    a time, and rounded on their way back; its states are in float32 therefore.
 
     Args:
         named: Name and parameter.
@@ -233,7 +242,15 @@ class InBackward:
         self._lost: dict[int, torch.Tensor] = {}
         self._precision: Precision = precision
         self._seed, self._steps = seed, 0
-        self._passes = Passes(self._named, self._update, max_grad_norm=max_grad_norm, clip=clip)
+        size = sum(one.numel() * one.element_size() for _, one in self._named)
+        self._together = size <= _SMALL and not any(is_half(one) for _, one in self._named)
+        self._passes = Passes(
+            self._named,
+            self._update,
+            max_grad_norm=max_grad_norm,
+            clip=clip,
+            finish=self._step_together if self._together else None,
+        )
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -251,7 +268,7 @@ class InBackward:
         return self._passes.moved
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Go back from the loss and update every parameter on the way, accumulated gradients included."""
+        """Go back from the loss and update every parameter, accumulated gradients included."""
         self._passes.backward(loss)
         self._steps += 1
 
@@ -312,11 +329,26 @@ class InBackward:
             lent.data = widened(weights, self._lost.get(index))
             gradient = gradient.float()
         lent.grad = gradient if coefficient is None else gradient * coefficient
+        if self._together:
+            return
         self.optimizer.step()
         lent.grad = None
         if is_half(weights):
             self._take_back(index, weights, lent.data)
             lent.data = _nothing(weights)
+            # The lent tensor is not the one that a ticket in training is held in.
+            state = {**self.optimizer.state[lent], "lost": self._lost.get(index)}
+            zero_held(
+                self._named[index][1],
+                *(one for key, one in state.items() if key != "step" and type(one) is torch.Tensor),
+            )
+
+    def _step_together(self) -> None:
+        try:
+            self.optimizer.step()
+        finally:
+            for one in self._lent:
+                one.grad = None
 
     def _take_back(self, index: int, weights: torch.Tensor, wide: torch.Tensor) -> None:
         key, lost = key_of(self._seed, self._steps, index, 0), self._lost.get(index)
@@ -354,4 +386,19 @@ def _adamw8bit(parameters: list[tuple[str, nn.Parameter]], *, lr: float, weight_
     return AdamW8bit(parameters, lr=lr, weight_decay=weight_decay)
 
 
-_ADAMS: dict[str, MakeOptimizer] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamw8bit": _adamw8bit}
+def _fused(make: MakeOptimizer) -> MakeOptimizer:
+    """In one pass over the weights and without temporaries, where torch has that."""
+
+    def made(parameters: list[tuple[str, nn.Parameter]], **options: float) -> torch.optim.Optimizer:
+        fused = all(one.device.type in _FUSING for _, one in parameters)
+        return make(parameters, **options, fused=fused or None)
+
+    return made
+
+
+_FUSING = ("cpu", "cuda", "mps", "xpu")
+_ADAMS: dict[str, MakeOptimizer] = {
+    "adam": _fused(torch.optim.Adam),
+    "adamw": _fused(torch.optim.AdamW),
+    "adamw8bit": _adamw8bit,
+}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import TrainingError
-from lottery_tickets.training._weights import blocks, combined, is_finite, is_half, norm_of
+from lottery_tickets.training._weights import all_finite, blocks, combined, is_finite, is_half, norm_of
 
 Clip = Literal["tensor", "global"]
 Update = Callable[[int, torch.Tensor, float | None], None]
@@ -26,6 +26,8 @@ class Passes:
             in float32 at least where micro-batches were accumulated, else in the parameter's data type.
         max_grad_norm: Largest norm of a gradient; None for any.
         clip: Whether that is the norm of each tensor or of all together.
+        finish: Called when `update` has been told all gradients of a pass. Where it is given they may wait for
+            each other, and are handed on when the pass is over.
 
     Attributes:
         nonfinite: Names of the parameters whose gradient was infinite or NaN in the latest update; none of these
@@ -34,7 +36,13 @@ class Passes:
     """
 
     def __init__(
-        self, named: Sequence[tuple[str, nn.Parameter]], update: Update, *, max_grad_norm: float | None, clip: Clip
+        self,
+        named: Sequence[tuple[str, nn.Parameter]],
+        update: Update,
+        *,
+        max_grad_norm: float | None,
+        clip: Clip,
+        finish: Callable[[], None] | None = None,
     ) -> None:
         if clip not in get_args(Clip):
             raise TrainingError(f"clip is one of {', '.join(get_args(Clip))}; got {clip!r}.")
@@ -44,7 +52,7 @@ class Passes:
             )
         self.nonfinite: tuple[str, ...] = ()
         self.moved = 0
-        self._named, self._update = list(named), update
+        self._named, self._update, self._finish = list(named), update, finish
         self._max_norm, self._clip = max_grad_norm, clip
         self._held: dict[int, torch.Tensor] = {}
 
@@ -69,12 +77,22 @@ class Passes:
     def backward(self, loss: torch.Tensor) -> None:
         """Update every parameter on the loss's way back, or after it where all gradients must be known first."""
         self.nonfinite, self.moved = (), 0
+        self._go_back(loss)
+        if self._finish is not None and self.moved:
+            self._finish()
+
+    def _go_back(self, loss: torch.Tensor) -> None:
         if self._max_norm is None or self._clip == "tensor":
-            self._run(loss, self._step)
+            if self._finish is None:
+                self._run(loss, self._step)
+            else:
+                self._step_all(self._gathered(loss))
             self._use_held()
         elif self._held:
             self.accumulate(loss)
             self._use_held()
+        elif self._finish is not None:
+            self._apply_clipped(self._gathered(loss))
         else:
             coefficient = self._first_pass(loss)
             if not self.nonfinite:
@@ -86,6 +104,23 @@ class Passes:
         for index, gradient in gradients.items():
             self._add(index, gradient)
         self._use_held()
+        if self._finish is not None and self.moved:
+            self._finish()
+
+    def _gathered(self, loss: torch.Tensor) -> dict[int, torch.Tensor]:
+        try:
+            return gathered_gradients(loss, self._named)
+        except BaseException:
+            self.forget()
+            raise
+
+    def _step_all(self, gradients: dict[int, torch.Tensor]) -> None:
+        if self._held or self._max_norm is not None or not all_finite(list(gradients.values())):
+            for index, gradient in gradients.items():
+                self._step(index, gradient)
+            return
+        for index, gradient in gradients.items():
+            self._apply(index, gradient, None)
 
     def _use_held(self) -> None:
         held, self._held = self._held, {}
@@ -93,12 +128,16 @@ class Passes:
             for index in sorted(held):
                 self._step(index, held.pop(index))
             return
-        norms = {index: self._norm(index, held[index]) for index in sorted(held)}
+        self._apply_clipped(held)
+
+    def _apply_clipped(self, gradients: dict[int, torch.Tensor]) -> None:
+        """Update by all of them, scaled down by the norm of all, or by none."""
+        norms = {index: self._norm(index, gradients[index]) for index in sorted(gradients)}
         if self.nonfinite:
             return
         coefficient = self._coefficient(combined(list(norms.values())))
-        for index in sorted(held):
-            self._apply(index, held.pop(index), coefficient)
+        for index in sorted(gradients):
+            self._apply(index, gradients.pop(index), coefficient)
 
     def _first_pass(self, loss: torch.Tensor) -> float | None:
         """The coefficient that brings the norm of all gradients down to the largest allowed."""
@@ -171,16 +210,7 @@ def backward_pass(
         TrainingError: A loss without a graph or of several numbers, gradients that are already there, a sparse
             gradient, or a parameter whose gradient comes in parts.
     """
-    check_loss(loss)
-    wanted = {index: parameter for index, (_, parameter) in enumerate(named) if parameter.requires_grad}
-    left_over = [named[index][0] for index, parameter in wanted.items() if parameter.grad is not None]
-    if left_over:
-        raise TrainingError(
-            f"{_some(left_over)} hold gradients of an earlier backward pass, which would be added to this one's. "
-            "Call the optimizer's zero_grad() first; to add up several losses, its accumulate(loss)."
-        )
-    if not wanted:
-        raise TrainingError("No parameter of this optimizer requires gradients; there is nothing to train.")
+    wanted = _wanted(loss, named)
     seen: set[int] = set()
 
     def hook_of(index: int) -> Callable[[torch.Tensor], None]:
@@ -205,6 +235,40 @@ def backward_pass(
             handle.remove()
         for parameter in wanted.values():
             parameter.grad = None
+
+
+def gathered_gradients(loss: torch.Tensor, named: Sequence[tuple[str, nn.Parameter]]) -> dict[int, torch.Tensor]:
+    """Go back from the loss; each parameter's gradient by its position, none left in `.grad`.
+
+    Raises:
+        TrainingError: A loss without a graph or of several numbers, gradients that are already there, or a sparse
+            gradient.
+    """
+    wanted = _wanted(loss, named)
+    try:
+        torch.autograd.backward(loss)
+        gradients = {index: one.grad for index, one in wanted.items() if one.grad is not None}
+        for index, gradient in gradients.items():
+            _check_gradient(named[index][0], gradient, again=False)
+    finally:
+        for parameter in wanted.values():
+            parameter.grad = None
+    return gradients
+
+
+def _wanted(loss: torch.Tensor, named: Sequence[tuple[str, nn.Parameter]]) -> dict[int, nn.Parameter]:
+    """Parameters to go back to, by position; raises TrainingError where it cannot be done."""
+    check_loss(loss)
+    wanted = {index: parameter for index, (_, parameter) in enumerate(named) if parameter.requires_grad}
+    left_over = [named[index][0] for index, parameter in wanted.items() if parameter.grad is not None]
+    if left_over:
+        raise TrainingError(
+            f"{_some(left_over)} hold gradients of an earlier backward pass, which would be added to this one's. "
+            "Call the optimizer's zero_grad() first; to add up several losses, its accumulate(loss)."
+        )
+    if not wanted:
+        raise TrainingError("No parameter of this optimizer requires gradients; there is nothing to train.")
+    return wanted
 
 
 def check_loss(loss: torch.Tensor) -> None:

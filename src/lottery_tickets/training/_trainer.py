@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -197,7 +197,7 @@ class Trainer:
             stop = min(size, start + rows)
             piece = batch if rows == size else samples_of(batch, start, stop)
             part = measure(self._model, piece, loss_fn=self._loss_fn)
-            graph, part = part.graph, replace(part, rows=None, graph=None)
+            graph, part = part.graph, total([part])
             if part.units and not math.isfinite(part.loss_sum):
                 raise _NotFiniteError(f"the loss is {part.mean}")
             parts.append(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -96,6 +97,13 @@ def norm_of(gradient: torch.Tensor) -> torch.Tensor:
     return combined(list(norms))
 
 
+def all_finite(gradients: Sequence[torch.Tensor]) -> bool:
+    """Whether no element of any is infinite or NaN; False may also be said of very large ones."""
+    if not gradients:
+        return True
+    return math.isfinite(torch.nn.utils.get_total_norm(gradients).item())
+
+
 def combined(norms: Sequence[torch.Tensor]) -> torch.Tensor:
     """Norm of all from the norms of the parts."""
     if not norms:
@@ -106,7 +114,7 @@ def combined(norms: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def is_finite(gradient: torch.Tensor, norm: torch.Tensor) -> bool:
     """Whether no element is infinite or NaN."""
-    if bool(norm.isfinite()):
+    if math.isfinite(norm.item()):
         return True
     # The norm of large finite numbers overflows.
     return all(bool(one.isfinite()) for block in blocks(gradient) for one in torch.aminmax(block.parts[0]))
