@@ -6,6 +6,7 @@ from lottery_tickets.masks._held import held, zero_held
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import (
     Patterns,
+    chosen_parameters,
     is_transposed_linear,
     lasting,
     parameter_aliases,
@@ -21,6 +22,7 @@ __all__ = [
     "applied",
     "apply_mask",
     "as_mask",
+    "chosen_parameters",
     "count_common",
     "count_different",
     "held",

@@ -62,6 +62,14 @@ def prunable_parameters(
         >>> list(prunable_parameters(model, include="0.*", exclude="3.*"))
         ['0.weight', '1.weight']
     """
+    chosen = chosen_parameters(model, include, exclude, only_weights=only_weights)
+    return {name: _checked(name, parameter) for name, parameter in chosen.items()}
+
+
+def chosen_parameters(
+    model: nn.Module, include: Patterns, exclude: Patterns, *, only_weights: bool
+) -> dict[str, nn.Parameter]:
+    """What `prunable_parameters` returns, of a model on the meta device too."""
     aliases = parameter_aliases(model)
     canonical = {alias: names[0] for names in aliases.values() for alias in names}
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -77,7 +85,7 @@ def prunable_parameters(
             f"{type(model).__name__} has nothing to prune: no linear or convolution weight is left. "
             "include='*.weight' widens the choice."
         )
-    return {names[0]: _checked(names[0], parameters[names[0]]) for names in aliases.values() if names[0] in chosen}
+    return {names[0]: parameters[names[0]] for names in aliases.values() if names[0] in chosen}
 
 
 def parameter_aliases(model: nn.Module) -> dict[int, list[str]]:

@@ -25,7 +25,9 @@ def amount_of(text: int | str) -> int:
         match = _AMOUNT.fullmatch(str(text))
         number, unit = (float(match[1]), match[2].upper()) if match else (0.0, "?")
     if unit not in _UNITS or number <= 0:
-        raise PlanError(f"An amount of memory is a positive number of bytes, or such as '80GB', '24GiB'; got {text!r}.")
+        raise PlanError(
+            f"An amount of memory is a positive number of bytes, or such as '80GB', '24GiB'; got {text!r}."
+        )
     return int(number * _UNITS[unit])
 
 
