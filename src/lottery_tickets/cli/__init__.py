@@ -9,6 +9,7 @@ from lottery_tickets.cli import (  # noqa: F401  # to register their commands
     _draw,
     _early_bird,
     _judge,
+    _plan_memory,
     _score,
     _tickets,
 )

@@ -81,11 +81,12 @@ def gradient_score_bytes(shapes: Shapes, options: Options) -> Bytes:
     """Gradients of single samples, one tensor's at a time, and sums over them in float32."""
     found = _model(shapes)
     _add_sums(found, shapes, options)
-    # One gradient, and what turns a mean into a score: magnitudes of the weights, in their type and in float32.
-    magnitudes = shapes.largest + (_SINGLE * shapes.most if shapes.width < _SINGLE else 0)
+    before = found.total
     found.add("gradients", _SINGLE * shapes.most)
-    found.add("temporaries", magnitudes)
-    _add_backward(found, shapes, options)
+    _add_backward(found, shapes, options, tapped=True)
+    # In the end means become scores: magnitudes of weights, in their type and in float32, when activations are gone.
+    magnitudes = shapes.largest + (_SINGLE * shapes.most if shapes.width < _SINGLE else 0)
+    found.add("temporaries", max(0, magnitudes - (found.total - before)))
     return found
 
 
@@ -110,19 +111,19 @@ def wanda_bytes(shapes: Shapes, options: Options) -> Bytes:
 
 
 def grasp_bytes(shapes: Shapes, options: Options) -> Bytes:
-    """A gradient, a Hessian-vector product, and what the latter comes from: at least, for its graph is not known."""
+    """A gradient, a Hessian-vector product, and what that comes from: at least, for its graph is not known."""
     found = _model(shapes)
     found.add("weights", _SINGLE * shapes.narrow)
     found.add("scores", _SINGLE * shapes.count)
     found.add("scores", _SINGLE * shapes.count, to_host=options.elsewhere)
     found.add("gradients", 2 * _SINGLE * shapes.count)
-    _add_backward(found, shapes, options)
+    _add_backward(found, shapes, options, tapped=False)
     found.known = False
     return found
 
 
 def synflow_bytes(shapes: Shapes, options: Options) -> Bytes:
-    """The order of removal, the flow of this round and of the last, and what goes: one token, so few activations."""
+    """The order of removal, the flow of this round and of the last, and what goes; one token is all activations."""
     found = _model(shapes)
     found.add("scores", 3 * _SINGLE * shapes.count, to_host=options.elsewhere)
     found.add("mask", 2 * shapes.count, to_host=options.elsewhere)
@@ -227,26 +228,34 @@ def _add_forward(found: Bytes, shapes: Shapes, options: Options, *, loss: bool) 
     found.add("temporaries", chunks)
 
 
-def _add_backward(found: Bytes, shapes: Shapes, options: Options) -> None:
-    """What is kept for the way back, at its start; activations made again in one block at a time if asked."""
+def _add_backward(found: Bytes, shapes: Shapes, options: Options, *, tapped: bool) -> None:
+    """What is kept for the way back, at its start; activations made again in one block at a time if asked.
+
+    Where gradients are made beside a layer, what goes in and the gradient of what comes out are widened to float32.
+    """
     decoder, width, tokens = shapes.decoder, shapes.width, options.tokens
     if decoder is None:
         found.known = False
         return
     block = decoder.block(tokens, width)
+    widening = _SINGLE * tokens if tapped and width < _SINGLE else 0
+    has_head = shapes.most == decoder.words * decoder.hidden
+    scratch = max(_loss_chunks(decoder, tokens), widening * (decoder.words + decoder.hidden) * has_head)
     logits = 2 * tokens * width * decoder.words
-    at_the_loss = decoder.last_norm(tokens, width) + logits + _loss_chunks(decoder, tokens)
+    at_the_loss = decoder.last_norm(tokens, width) + logits + scratch
+    in_a_block = widening * (decoder.feed_forward + decoder.hidden)
     if options.gradient_checkpointing:
         kept, inside = decoder.layers * tokens * width * decoder.hidden, sum(block.values())
     else:
         kept, inside = decoder.layers * block["activations"], block["gradients of activations"]
     found.add("activations", kept)
-    if inside > at_the_loss:
+    if inside + in_a_block > at_the_loss:
         found.add("activations", inside)
+        found.add("temporaries", in_a_block)
         return
     found.add("activations", decoder.last_norm(tokens, width))
     found.add("logits", logits)
-    found.add("temporaries", _loss_chunks(decoder, tokens))
+    found.add("temporaries", scratch)
 
 
 def _training(shapes: Shapes, options: Options) -> Bytes:

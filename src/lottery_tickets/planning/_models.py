@@ -26,7 +26,7 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is None or dtype in DTYPES.values():
         return dtype  # type: ignore[return-value]
     if dtype in DTYPES:
-        return DTYPES[dtype]  # type: ignore[index]
+        return DTYPES[dtype]
     raise PlanError(f"dtype is one of {', '.join(DTYPES)}, or None for the model's own; got {dtype!r}.")
 
 
@@ -56,7 +56,7 @@ def shapes_of(model_or_config: Any, dtype: torch.dtype | None) -> nn.Module:
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model's structure on the meta device with its floating-point numbers of this type; no weight is copied."""
+    """The model's structure on the meta device, its floating-point numbers of this type; no weight is copied."""
     numbers = [*model.parameters(), *model.buffers()]
     if all(one.dtype == dtype for one in numbers if one.is_floating_point()):
         return model

@@ -13,7 +13,7 @@ from lottery_tickets.planning._amounts import amount_of, shown
 from lottery_tickets.planning._items import ITEMS, OPERATIONS, TRAINING, Bytes
 from lottery_tickets.planning._knobs import Knob, knobs_of, largest_batch
 from lottery_tickets.planning._models import DTYPES, dtype_of, in_dtype, shapes_of
-from lottery_tickets.planning._options import Options, Optimizer, PlanCriterion, PlanPrecision, PlanStore
+from lottery_tickets.planning._options import Optimizer, Options, PlanCriterion, PlanPrecision, PlanStore
 from lottery_tickets.planning._shapes import Shapes
 
 _BAR = 24  # characters of the longest bar in a table
@@ -158,7 +158,7 @@ def plan_memory(
     - "grad_norm", "taylor", "fisher", "obd", "snip": weights, 4 N of sums that become scores (in memory, or in a
       file), one gradient of 4 n, activations kept for the way back, logits and their gradient;
     - "wanda": weights, 4 N of scores, a forward pass;
-    - "grasp", "synflow": at least what is listed; "hybrid": the most that a criterion of it takes, and 4 N of ranks;
+    - "grasp", "synflow": at least what is listed; "hybrid": the most that a criterion takes, and 4 N of ranks;
     - "early-bird": a training step (`training_bytes`), the masks of the checks before (one, or four in a queue),
       a sample of weights, and N bytes of ranks under "rank_correlation";
     - "iterative": a training step, the mask, and the rewinding point, unless a run's folder has it.

@@ -15,7 +15,7 @@ from lottery_tickets.training._optimizers import AfterBackward, InBackward, Make
 from lottery_tickets.training._order import DataOrder
 from lottery_tickets.training._passes import Clip
 from lottery_tickets.training._peaks import devices_of, peak_bytes
-from lottery_tickets.training._recipe import LEARNING_RATES, OptimizerFunction, Recipe, TrainerFunction
+from lottery_tickets.training._recipe import LEARNING_RATES, OptimizerFunction, Recipe, TrainerFunction, length_of
 from lottery_tickets.training._snapshots import restore_tensors, structure_digest, tensors_of
 from lottery_tickets.training._trainer import Nonfinite, Progress, SchedulerFactory, Trainer, training
 from lottery_tickets.training._weights import Precision
@@ -52,6 +52,7 @@ __all__ = [
     "described",
     "devices_of",
     "early_stopping",
+    "length_of",
     "log_training_bytes",
     "make_optimizer",
     "peak_bytes",

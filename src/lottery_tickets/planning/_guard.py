@@ -1,0 +1,109 @@
+"""An operation that would run out of memory is refused before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lottery_tickets._batches import batches_of, size_of
+from lottery_tickets.errors import MemoryPlanError
+from lottery_tickets.masks import Patterns
+from lottery_tickets.planning._amounts import shown
+from lottery_tickets.planning._items import OPERATIONS, TRAINING, Bytes
+from lottery_tickets.planning._limits import FreeMemory, free_memory
+from lottery_tickets.planning._options import Options
+from lottery_tickets.planning._plan import plan_of
+from lottery_tickets.planning._shapes import Shapes
+from lottery_tickets.training import length_of
+
+# Where weights take less than this, nothing that is certain to be needed is worth asking for.
+_SMALL = 16 << 20
+
+
+def refuse_if_too_large(
+    operation: str,
+    subject: nn.Module | Mapping[str, torch.Tensor],
+    dataloader: Any = None,
+    *,
+    check: bool,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    **options: Any,
+) -> None:
+    """Ask for the memory of an operation on a model that is loaded, before it starts.
+
+    What is loaded is not counted. Nothing is drawn from a dataloader: of a list the first batch is looked at, of a
+    DataLoader its batch size, and of anything else only what is needed whatever the batch. Training on an
+    accelerator halves batches that do not fit, so that only one sample has to. What is not known counts for nothing.
+
+    Args:
+        operation: A name of `OPERATIONS`.
+        subject: The model, or what is ranked without one.
+        dataloader: As the operation takes it; None for none.
+        check: Whether to ask at all.
+        include: Widens what is prunable.
+        exclude: Narrows it.
+        options: Further fields of `Options`.
+
+    Raises:
+        MemoryPlanError: More is needed than is free; the message has the plan.
+    """
+    device = _only_device(subject) if check else None
+    if device is None or _is_small(subject):
+        return
+    rows, length = _sizes(dataloader)
+    if operation in TRAINING and device.type != "cpu":
+        rows = 1
+    settled = Options(device=device.type, batch_size=rows, sequence_length=length, **options)
+    if isinstance(subject, nn.Module):
+        shapes = Shapes.of_model(subject, include, exclude)
+    else:
+        shapes = Shapes.of_tensors(subject)
+    found = OPERATIONS[operation](shapes, settled)
+    for needed, free in _needs(operation, found, device):
+        if free is not None and needed > free.bytes:
+            name = type(subject).__name__ if isinstance(subject, nn.Module) else "these tensors"
+            limit = found.device["weights"] + free.bytes if device.type == "cpu" else None
+            plan = plan_of(shapes, operation, settled, limit=limit, name=name, patterns=(include, exclude))
+            raise MemoryPlanError(
+                f"{operation} needs {shown(needed)} besides what is loaded, and {shown(free.bytes)} are free "
+                f"({free.limit}). Nothing was done; check_memory=False goes on all the same.\n{plan}"
+            )
+
+
+def _needs(operation: str, found: Bytes, device: torch.device) -> list[tuple[int, FreeMemory | None]]:
+    """Bytes that are not there yet, and what is free for them."""
+    loaded = found.device["weights"]
+    here = found.total - loaded - (found.device["mask"] if operation == "quality" else 0)
+    if device.type == "cpu":
+        return [(here, free_memory("cpu"))]
+    there = sum(found.host.values()) - (found.host["mask"] if operation == "quality" else 0)
+    return [(here, free_memory(device)), (there, free_memory("cpu"))]
+
+
+def _only_device(subject: nn.Module | Mapping[str, torch.Tensor]) -> torch.device | None:
+    """Where all of it lies; None for several devices, none, or "meta"."""
+    tensors = subject.parameters() if isinstance(subject, nn.Module) else subject.values()
+    devices = {one.device for one in tensors if isinstance(one, torch.Tensor)}
+    device = devices.pop() if len(devices) == 1 else None
+    return None if device is None or device.type == "meta" else device
+
+
+def _is_small(subject: nn.Module | Mapping[str, torch.Tensor]) -> bool:
+    tensors = subject.parameters() if isinstance(subject, nn.Module) else subject.values()
+    return sum(one.numel() * one.element_size() for one in tensors) < _SMALL
+
+
+def _sizes(dataloader: Any) -> tuple[int, int]:
+    """Samples of a batch and tokens of a sample, 1 where that is not known without asking for a batch."""
+    if isinstance(dataloader, torch.utils.data.DataLoader):
+        return dataloader.batch_size or 1, 1
+    if not isinstance(dataloader, (list, tuple, Mapping)):
+        return 1, 1
+    batches = batches_of(dataloader)
+    if not isinstance(batches, (list, tuple)) or not batches:
+        return 1, 1
+    return max(1, size_of(batches[0])), length_of(batches[0])
