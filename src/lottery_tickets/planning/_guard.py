@@ -37,7 +37,7 @@ def refuse_if_too_large(
 
     What is loaded is not counted. Nothing is drawn from a dataloader: of a list the first batch is looked at, of a
     DataLoader its batch size, and of anything else only what is needed whatever the batch. Training on an
-    accelerator halves batches that do not fit, so that only one sample has to. What is not known counts for nothing.
+    accelerator halves batches that do not fit, so that only one sample has to. What is unknown counts for nothing.
 
     Args:
         operation: A name of `OPERATIONS`.

@@ -84,7 +84,7 @@ def gradient_score_bytes(shapes: Shapes, options: Options) -> Bytes:
     before = found.total
     found.add("gradients", _SINGLE * shapes.most)
     _add_backward(found, shapes, options, tapped=True)
-    # In the end means become scores: magnitudes of weights, in their type and in float32, when activations are gone.
+    # When activations are gone means become scores, by magnitudes of weights in their type and in float32.
     magnitudes = shapes.largest + (_SINGLE * shapes.most if shapes.width < _SINGLE else 0)
     found.add("temporaries", max(0, magnitudes - (found.total - before)))
     return found
@@ -123,7 +123,7 @@ def grasp_bytes(shapes: Shapes, options: Options) -> Bytes:
 
 
 def synflow_bytes(shapes: Shapes, options: Options) -> Bytes:
-    """The order of removal, the flow of this round and of the last, and what goes; one token is all activations."""
+    """The order of removal, the flow of this round and of the last, and what goes now; of one token."""
     found = _model(shapes)
     found.add("scores", 3 * _SINGLE * shapes.count, to_host=options.elsewhere)
     found.add("mask", 2 * shapes.count, to_host=options.elsewhere)
@@ -164,11 +164,12 @@ def iterative_bytes(shapes: Shapes, options: Options) -> Bytes:
     return found
 
 
+_CRITERIA = ("grad_norm", "taylor", "taylor-squared", "fisher", "fisher-true", "fisher-batch", "obd", "snip")
 OPERATIONS: dict[str, Operation] = {
     "mask": mask_bytes,
     "quality": quality_bytes,
     "magnitude": magnitude_score_bytes,
-    **dict.fromkeys(("grad_norm", "taylor", "fisher", "obd", "snip"), gradient_score_bytes),
+    **dict.fromkeys(_CRITERIA, gradient_score_bytes),
     "wanda": wanda_bytes,
     "grasp": grasp_bytes,
     "synflow": synflow_bytes,
@@ -177,7 +178,7 @@ OPERATIONS: dict[str, Operation] = {
     "iterative": iterative_bytes,
 }
 TRAINING = ("early-bird", "iterative")
-FROM_GRADIENTS = ("grad_norm", "taylor", "fisher", "obd", "snip", "hybrid")
+FROM_GRADIENTS = (*_CRITERIA, "hybrid")
 
 
 # --- Parts ---
@@ -231,7 +232,7 @@ def _add_forward(found: Bytes, shapes: Shapes, options: Options, *, loss: bool) 
 def _add_backward(found: Bytes, shapes: Shapes, options: Options, *, tapped: bool) -> None:
     """What is kept for the way back, at its start; activations made again in one block at a time if asked.
 
-    Where gradients are made beside a layer, what goes in and the gradient of what comes out are widened to float32.
+    Where gradients are made beside a layer, its input and the gradient of its output are widened to float32.
     """
     decoder, width, tokens = shapes.decoder, shapes.width, options.tokens
     if decoder is None:
