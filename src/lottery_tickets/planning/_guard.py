@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lottery_tickets._batches import batches_of, size_of
-from lottery_tickets.errors import MemoryPlanError
+from lottery_tickets.errors import BatchError, MemoryPlanError, ParameterSelectionError
 from lottery_tickets.masks import Patterns
 from lottery_tickets.planning._amounts import shown
 from lottery_tickets.planning._items import OPERATIONS, TRAINING, Bytes
@@ -17,7 +17,7 @@ from lottery_tickets.planning._limits import FreeMemory, free_memory
 from lottery_tickets.planning._options import Options
 from lottery_tickets.planning._plan import plan_of
 from lottery_tickets.planning._shapes import Shapes
-from lottery_tickets.training import length_of
+from lottery_tickets.training import LEARNING_RATES, Recipe, length_of
 
 # Where weights take less than this, nothing that is certain to be needed is worth asking for.
 _SMALL = 16 << 20
@@ -58,10 +58,10 @@ def refuse_if_too_large(
     if operation in TRAINING and device.type != "cpu":
         rows = 1
     settled = Options(device=device.type, batch_size=rows, sequence_length=length, **options)
-    if isinstance(subject, nn.Module):
-        shapes = Shapes.of_model(subject, include, exclude)
-    else:
-        shapes = Shapes.of_tensors(subject)
+    try:
+        shapes = _shapes_of(subject, include, exclude)
+    except ParameterSelectionError:  # the operation itself says what is wrong, or does without these parameters
+        return
     found = OPERATIONS[operation](shapes, settled)
     for needed, free in _needs(operation, found, device):
         if free is not None and needed > free.bytes:
@@ -72,6 +72,46 @@ def refuse_if_too_large(
                 f"{operation} needs {shown(needed)} besides what is loaded, and {shown(free.bytes)} are free "
                 f"({free.limit}). Nothing was done; check_memory=False goes on all the same.\n{plan}"
             )
+
+
+def refuse_training_if_too_large(
+    operation: str,
+    model: nn.Module,
+    dataloader: Any,
+    recipe: Recipe,
+    *,
+    check: bool,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    **options: Any,
+) -> None:
+    """The same for training by a recipe; of a function's optimizer gradients are known, and not its state.
+
+    Raises:
+        MemoryPlanError: More is needed than is free; the message has the plan.
+    """
+    if recipe.trainer_fn is not None:
+        return
+    refuse_if_too_large(
+        operation,
+        model,
+        dataloader,
+        check=check,
+        include=include,
+        exclude=exclude,
+        optimizer=recipe.optimizer if recipe.optimizer in LEARNING_RATES else "torch sgd",
+        momentum=recipe.momentum,
+        precision="compensated" if recipe.precision == "compensated" else "stochastic",
+        max_batch_size=recipe.max_batch_size,
+        gradient_checkpointing=recipe.gradient_checkpointing is not False,
+        **options,
+    )
+
+
+def _shapes_of(subject: nn.Module | Mapping[str, torch.Tensor], include: Patterns, exclude: Patterns) -> Shapes:
+    if isinstance(subject, nn.Module):
+        return Shapes.of_model(subject, include, exclude)
+    return Shapes.of_tensors(subject)
 
 
 def _needs(operation: str, found: Bytes, device: torch.device) -> list[tuple[int, FreeMemory | None]]:
@@ -86,8 +126,10 @@ def _needs(operation: str, found: Bytes, device: torch.device) -> list[tuple[int
 
 def _only_device(subject: nn.Module | Mapping[str, torch.Tensor]) -> torch.device | None:
     """Where all of it lies; None for several devices, none, or "meta"."""
-    tensors = subject.parameters() if isinstance(subject, nn.Module) else subject.values()
-    devices = {one.device for one in tensors if isinstance(one, torch.Tensor)}
+    tensors = list(subject.parameters() if isinstance(subject, nn.Module) else subject.values())
+    if not all(isinstance(one, torch.Tensor) for one in tensors):  # the operation says so
+        return None
+    devices = {one.device for one in tensors}
     device = devices.pop() if len(devices) == 1 else None
     return None if device is None or device.type == "meta" else device
 
@@ -101,9 +143,10 @@ def _sizes(dataloader: Any) -> tuple[int, int]:
     """Samples of a batch and tokens of a sample, 1 where that is not known without asking for a batch."""
     if isinstance(dataloader, torch.utils.data.DataLoader):
         return dataloader.batch_size or 1, 1
-    if not isinstance(dataloader, (list, tuple, Mapping)):
+    if not isinstance(dataloader, (list, tuple, Mapping)) or not dataloader:
         return 1, 1
-    batches = batches_of(dataloader)
-    if not isinstance(batches, (list, tuple)) or not batches:
+    first = next(iter(batches_of(dataloader)))
+    try:
+        return max(1, size_of(first)), length_of(first)
+    except BatchError:  # the operation says what came
         return 1, 1
-    return max(1, size_of(batches[0])), length_of(batches[0])

@@ -155,8 +155,8 @@ def plan_memory(
     - "quality": weights, masks, a masked copy of one layer, the activations of one block, logits, and chunks of
       the loss;
     - "magnitude": weights and 4 N bytes of scores;
-    - "grad_norm", "taylor", "fisher", "obd", "snip", "taylor-squared", "fisher-true", "fisher-batch": weights, 4 N of
-      sums that become scores (in memory, or in a file), one gradient of 4 n, activations kept for the way back,
+    - "grad_norm", "taylor", "fisher", "obd", "snip", "taylor-squared", "fisher-true", "fisher-batch": weights, 4 N
+      of sums that become scores (in memory, or in a file), one gradient of 4 n, activations kept for the way back,
       logits and their gradient;
     - "wanda": weights, 4 N of scores, a forward pass;
     - "grasp", "synflow": at least what is listed; "hybrid": the most that a criterion takes, and 4 N of ranks;
