@@ -38,7 +38,7 @@ from lottery_tickets.errors import EvaluationError
 from lottery_tickets.large_models import compute_weights_digest, load_tokenizer
 
 WORDS = [f"w{index}" for index in range(60)]
-COMMANDS = ("mask", "score", "compare", "early-bird", "evaluate", "overlap", "inspect", "apply", "demo")
+COMMANDS = ("mask", "score", "compare", "early-bird", "evaluate", "overlap", "inspect", "apply", "plan", "demo")
 
 
 def run(*arguments: object) -> Result:
