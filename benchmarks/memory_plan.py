@@ -2,10 +2,10 @@
 
     python benchmarks/memory_plan.py [--model NAME] [--quick]
 
-Random weights in float32 at the shapes of small decoders, on the CPU. A peak is of the resident set above the loaded
-model, plus the bytes of its weights, so that both sides speak of the same total; code and its libraries, loaded by
-the same operation on a tiny model beforehand, do not count. Bar: predictions within 10% of the median of some
-processes. `--model` measures one of the models and leaves the rows of the others in the results as they are.
+Random weights in float32 at the shapes of small decoders, on the CPU. A peak is of the resident set above the
+loaded model, plus the bytes of its weights, so that both sides speak of the same total; code and its libraries,
+loaded by the same operation on a tiny model beforehand, do not count. Bar: predictions within 10% of the median of
+some processes. `--model` measures one of the models; the rows of others in the results stay as they are.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Bytes of each operation, item by item, at the moment at which it holds the most.
 
 Every function here says what one operation of the library holds, in the order in which the library makes it; the
-tests hold the figures against arithmetic by hand, the benchmark against measured peaks. On the CPU, memory that a
-pass has given back is mostly still the process's when the next tensor is made, so what is made while activations
-go is added to them.
+tests hold the figures against arithmetic by hand, the benchmark against measured peaks.
 """
 
 from __future__ import annotations
@@ -18,10 +16,13 @@ from lottery_tickets.training import DecoderSizes, training_bytes
 ITEMS = ("weights", "gradients", "optimizer", "activations", "logits", "mask", "scores", "rewind", "temporaries")
 
 _SINGLE, _DOUBLE = 4, 8
-# The loss looks at logits in float32, 16 MiB at a time, and makes so many tensors of that size from them.
-_LOSS_CHUNK, _LOSS_COPIES = 16 << 20, 5
-# Selection: blocks in flight; above a size a sample, three times over, and what lies between its guesses.
+# The loss looks at logits in float32, 16 MiB at a time. From a chunk comes another tensor of its size; of chunks
+# that are done with the CPU's allocator has been seen to hold back three, an accelerator's holds one.
+_LOSS_CHUNK, _HELD_BACK, _HELD_BACK_ELSEWHERE = 16 << 20, 3, 1
+# Selection: blocks in flight, where weights are not read where they lie; above a size a sample, three times over,
+# and what lies between two guesses, six standard deviations of the sample's rank to either side.
 _BLOCKS, _SAMPLE_FROM, _SAMPLE_SHARE, _SAMPLE_MOST, _BETWEEN = 32 << 20, 1 << 22, 800, 1 << 20, 16 << 20
+_SIGMAS = 6
 _SORTING = 20  # bytes a weight where lines are drawn by sorting
 # Ranks are counted in groups of 65,536 values: counts, their sums, and the shares they come to.
 _RANKING = (128 << 16) * (4 + 3 * _DOUBLE)
@@ -37,11 +38,13 @@ class Bytes:
     Attributes:
         device: Item to bytes where it computes.
         host: Item to bytes in the machine's memory, where that is another.
+        turns: What of the device's items is never there at one time: those that come when others are gone.
         known: Whether all is counted; else it takes at least this.
     """
 
     device: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ITEMS, 0))
     host: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ITEMS, 0))
+    turns: int = 0
     known: bool = True
 
     def add(self, item: str, count: int, *, to_host: bool = False) -> None:
@@ -50,8 +53,8 @@ class Bytes:
 
     @property
     def total(self) -> int:
-        """Where it computes."""
-        return sum(self.device.values())
+        """The most at one time, where it computes."""
+        return sum(self.device.values()) - self.turns
 
 
 Operation = Callable[[Shapes, Options], Bytes]
@@ -80,13 +83,16 @@ def quality_bytes(shapes: Shapes, options: Options) -> Bytes:
 def gradient_score_bytes(shapes: Shapes, options: Options) -> Bytes:
     """Gradients of single samples, one tensor's at a time, and sums over them in float32."""
     found = _model(shapes)
-    _add_sums(found, shapes, options)
-    before = found.total
     found.add("gradients", _SINGLE * shapes.most)
+    loaded = found.total
     _add_backward(found, shapes, options, tapped=True)
-    # When activations are gone means become scores, by magnitudes of weights in their type and in float32.
+    at_the_loss = found.total - loaded
+    # Sums are made as activations go. Means become scores by magnitudes of weights, in their type and in float32.
+    _add_sums(found, shapes, options)
     magnitudes = shapes.largest + (_SINGLE * shapes.most if shapes.width < _SINGLE else 0)
-    found.add("temporaries", max(0, magnitudes - (found.total - before)))
+    at_the_end = found.device["scores"] + magnitudes
+    found.add("temporaries", max(0, magnitudes - found.device["temporaries"]))
+    found.turns = found.total - loaded - max(at_the_loss, at_the_end)
     return found
 
 
@@ -155,6 +161,8 @@ def iterative_bytes(shapes: Shapes, options: Options) -> Bytes:
     """Training with its mask held, and the rewinding point in memory unless a run's folder has it."""
     found = _training(shapes, options)
     found.add("mask", shapes.mask, to_host=options.elsewhere)
+    # What was pruned ranks below all else, for which weights are copied block by block.
+    found.add("temporaries", min(_BLOCKS, shapes.weights))
     if options.elsewhere:
         found.add("mask", shapes.mask)  # carried over once, and unpacked for one tensor at a time
         found.add("temporaries", shapes.most)
@@ -191,13 +199,14 @@ def _model(shapes: Shapes) -> Bytes:
 
 
 def _selecting(shapes: Shapes, options: Options) -> int:
-    blocks = min(_BLOCKS, shapes.weights)
     if not options.use_histogram:
-        return blocks + _SORTING * shapes.count
-    if shapes.count < _SAMPLE_FROM:
+        return _SORTING * shapes.count
+    blocks = min(_BLOCKS, shapes.weights) if options.elsewhere else 0
+    if shapes.count < _SAMPLE_FROM or options.elsewhere:
         return blocks
-    sample = 3 * shapes.width * min(shapes.count // _SAMPLE_SHARE, _SAMPLE_MOST)
-    return blocks + sample + _BETWEEN
+    sample = min(shapes.count // _SAMPLE_SHARE, _SAMPLE_MOST)
+    between = round(shapes.count * _SIGMAS / sample**0.5)  # at the median, where it is the most
+    return 3 * shapes.width * sample + min(_BETWEEN, shapes.width * between)
 
 
 def _add_sums(found: Bytes, shapes: Shapes, options: Options) -> None:
@@ -220,7 +229,7 @@ def _add_forward(found: Bytes, shapes: Shapes, options: Options, *, loss: bool) 
     inside = tokens * width * (2 * decoder.hidden + max(3 * decoder.feed_forward, 6 * decoder.queries))
     at_the_end = 2 * tokens * width * decoder.hidden
     logits = tokens * width * decoder.words
-    chunks = _loss_chunks(decoder, tokens) if loss else 0
+    chunks = _loss_chunks(decoder, options) if loss else 0
     if inside > at_the_end + logits + chunks:
         found.add("activations", inside)
         return
@@ -241,7 +250,7 @@ def _add_backward(found: Bytes, shapes: Shapes, options: Options, *, tapped: boo
     block = decoder.block(tokens, width)
     widening = _SINGLE * tokens if tapped and width < _SINGLE else 0
     has_head = shapes.most == decoder.words * decoder.hidden
-    scratch = max(_loss_chunks(decoder, tokens), widening * (decoder.words + decoder.hidden) * has_head)
+    scratch = max(_loss_chunks(decoder, options), widening * (decoder.words + decoder.hidden) * has_head)
     logits = 2 * tokens * width * decoder.words
     at_the_loss = decoder.last_norm(tokens, width) + logits + scratch
     in_a_block = widening * (decoder.feed_forward + decoder.hidden)
@@ -276,7 +285,7 @@ def _training(shapes: Shapes, options: Options) -> Bytes:
     found = Bytes(known=given["activations_known"])
     at_the_loss = dict(given["at_the_loss"])
     if shapes.decoder is not None:
-        at_the_loss["chunks of the loss"] = _loss_chunks(shapes.decoder, options.tokens)
+        at_the_loss["chunks of the loss"] = _loss_chunks(shapes.decoder, options)
     moments = (at_the_loss, given["in_a_block"], given["at_the_embedding"])
     highest = max(moments, key=lambda one: sum(one.values()))
     for name, count in [*given["throughout"].items(), *highest.items()]:
@@ -300,8 +309,10 @@ _ITEM_OF = {
 }
 
 
-def _loss_chunks(decoder: DecoderSizes, tokens: int) -> int:
-    return _LOSS_COPIES * min(_LOSS_CHUNK, _SINGLE * tokens * decoder.words)
+def _loss_chunks(decoder: DecoderSizes, options: Options) -> int:
+    whole = _SINGLE * options.tokens * decoder.words
+    done = min(-(-whole // _LOSS_CHUNK) - 1, _HELD_BACK_ELSEWHERE if options.elsewhere else _HELD_BACK)
+    return (2 + done) * min(_LOSS_CHUNK, whole)
 
 
 def _widest(decoder: DecoderSizes | None) -> int:

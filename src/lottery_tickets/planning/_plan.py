@@ -20,13 +20,14 @@ _BAR = 24  # characters of the longest bar in a table
 
 
 class MemoryPlan(Mapping[str, int]):
-    """Bytes by item and in `total`, where the operation computes; printed, a table.
+    """Bytes of each item, and in `total` of all at the worst moment, where it computes; printed, a table.
 
     Attributes:
         operation: What is planned.
         model: What it is done to, in words.
         dtype: Of the weights.
         device: "cpu" or the type of an accelerator.
+        turns: By how much the items exceed `total`: what comes when others are gone takes their place.
         host: Item to bytes in the machine's memory, where the operation computes on an accelerator.
         complete: Whether all is counted; where it is not, the architecture's activations are not known, and the
             operation takes at least `total`.
@@ -53,7 +54,7 @@ class MemoryPlan(Mapping[str, int]):
         self.operation, self.model, self.dtype, self.device = operation, model, dtype, options.device
         self.batch_size, self.sequence_length = options.rows, options.sequence_length
         self.host = {name: count for name, count in found.host.items() if count}
-        self.complete, self.limit = found.known, limit
+        self.turns, self.complete, self.limit = found.turns, found.known, limit
         self.largest_batch, self.knobs = largest_batch, knobs
 
     def __getitem__(self, name: str) -> int:
@@ -77,7 +78,17 @@ class MemoryPlan(Mapping[str, int]):
 
     def as_dict(self) -> dict[str, Any]:
         """All of it in JSON's own types."""
-        told = ("operation", "model", "dtype", "device", "batch_size", "sequence_length", "complete", "limit")
+        told = (
+            "operation",
+            "model",
+            "dtype",
+            "device",
+            "batch_size",
+            "sequence_length",
+            "turns",
+            "complete",
+            "limit",
+        )
         return {
             **{name: getattr(self, name) for name in told},
             "fits": self.fits,
@@ -101,6 +112,8 @@ class MemoryPlan(Mapping[str, int]):
             if self[name]:
                 bar = "#" * round(_BAR * self[name] / self["total"])
                 yield f"  {name:<{longest}}  {shown(self[name]):>8}  {bar}".rstrip()
+        if self.turns:
+            yield f"  {'in turns':<{longest}}  {'-' + shown(self.turns):>8}"
         yield f"  {'total' if self.complete else 'at least':<{longest}}  {shown(self['total']):>8}"
         if self.limit is not None:
             verdict = {True: "fits", False: "does not fit", None: "activations are not known"}[self.fits]
@@ -164,9 +177,9 @@ def plan_memory(
       a sample of weights, and N bytes of ranks under "rank_correlation";
     - "iterative": a training step, the mask, and the rewinding point, unless a run's folder has it.
 
-    Peaks are sums at the worst moment; the code of torch and its libraries is not counted, some hundred megabytes.
-    Activations are known of the decoders that `training_bytes` knows. On an accelerator, masks and sums lie in the
-    machine's memory, and are listed under `host`.
+    Scores' sums come as activations go: the larger of both counts, and `turns` is the other. The code of torch and
+    its libraries is not counted, some hundred megabytes. Activations are known of the decoders that
+    `training_bytes` knows. On an accelerator, masks and sums lie in the machine's memory, and are listed under `host`.
 
     Args:
         model_or_config: A module on any device, "meta" too; a transformers config; a path to config.json or to
@@ -209,7 +222,7 @@ def plan_memory(
         >>> plan = plan_memory(model, "fisher", dtype="float32")
         >>> plan["weights"], plan["scores"], plan["gradients"]
         (400000, 400000, 400000)
-        >>> plan["total"] == sum(count for name, count in plan.items() if name != "total")
+        >>> plan["total"] + plan.turns == sum(count for name, count in plan.items() if name != "total")
         True
 
     References:
