@@ -45,6 +45,12 @@ def test_json_is_the_plan():
     assert told == json.loads(json.dumps(same.as_dict()))
 
 
+def test_another_device():
+    arguments = ("plan", "SmolLM2-135M", "--operation", "mask", "--device-memory", "1GB")
+    assert " on cpu, " in run(*arguments, "--device", "cpu").stdout
+    assert " on cuda, " in run(*arguments).stdout
+
+
 def test_several_operations_and_their_largest_batches():
     result = run(
         "plan",

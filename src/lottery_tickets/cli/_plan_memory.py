@@ -52,6 +52,9 @@ def plan(
         str | None,
         typer.Option("--device-memory", help="What there is, 80GB say; default: what is free in this machine."),
     ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu or cuda; default: cuda with --device-memory, else cpu.")
+    ] = None,
     dtype: Annotated[
         PlanDtype, typer.Option("--dtype", help="Of the weights; auto is the config's.")
     ] = PlanDtype.auto,
@@ -98,7 +101,7 @@ def plan(
         "store": store,
         "max_batch_size": max_batch_size,
         "device_memory": limit,
-        "device": "cpu" if device_memory is None else "cuda",
+        "device": device or ("cpu" if device_memory is None else "cuda"),
     }
     if batches and limit is None:
         raise PlanError("--batches needs --device-memory here, for the system does not say what is free.")

@@ -179,7 +179,7 @@ def plan_memory(
 
     Scores' sums come as activations go: the larger of both counts, and `turns` is the other. The code of torch and
     its libraries is not counted, some hundred megabytes. Activations are known of the decoders that
-    `training_bytes` knows. On an accelerator, masks and sums lie in the machine's memory, and are listed under `host`.
+    `training_bytes` knows. On an accelerator, masks and sums lie in the machine's memory, listed under `host`.
 
     Args:
         model_or_config: A module on any device, "meta" too; a transformers config; a path to config.json or to

@@ -36,7 +36,8 @@ class TrainingBytes(TypedDict):
             the output layer's gradient.
         in_a_block: What comes on top inside a transformer block: its activations (made again under
             checkpointing), gradients on their way, the largest parameter's gradient.
-        at_the_embedding: What comes on top at the end: the gradient of the embedding, and of weights tied to it.
+        at_the_embedding: What comes on top at the end: the gradient of the embedding, that of weights tied to it,
+            and the sum of both.
         update: Buffers of one parameter's update.
         peak: All that is there throughout, the largest of the three moments, and the update.
         activations_known: Whether the architecture's sizes were known; else there are no activations in the sums,
@@ -224,14 +225,14 @@ def _gradients_by_moment(model: nn.Module, trainable: list[nn.Parameter]) -> dic
     embeddings = {id(one.weight): one.weight for one in model.modules() if isinstance(one, nn.Embedding)}
     outputs = {id(one.weight): one.weight for one in model.modules() if isinstance(one, nn.Linear)}
     words = [one for one in trainable if id(one) in embeddings]
-    # A tied output layer's share waits for the embedding's until the end, and is added to it there.
+    # A tied output layer's share waits for the embedding's until the end, where autograd makes their sum anew.
     waiting = sum(_bytes(one) for one in words if id(one) in outputs)
     largest_embedding = max((_bytes(one) for one in words), default=0)
     largest_word = max((one.shape[0] for one in words), default=0)
     rest = [one for one in trainable if id(one) not in embeddings]
     head = max((_bytes(one) for one in rest if largest_word and one.shape[:1] == (largest_word,)), default=0)
     block = max((_bytes(one) for one in rest if not largest_word or one.shape[:1] != (largest_word,)), default=0)
-    return {"loss": max(head, waiting), "block": block + waiting, "embedding": largest_embedding + waiting}
+    return {"loss": max(head, waiting), "block": block + waiting, "embedding": largest_embedding + 2 * waiting}
 
 
 def _state_bytes(parameter: nn.Parameter, optimizer: Kind, momentum: float) -> int:
