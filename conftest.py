@@ -82,6 +82,7 @@ def document_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder
+    torch.set_num_threads(2)
 
 
 documents = Sybil(

@@ -22,7 +22,10 @@ from lottery_tickets import (
     applied,
     apply_mask,
     compute_histogram_quantile,
+    compute_instability,
+    compute_iterative_magnitude_pruning,
     compute_layerwise_magnitude_ticket,
+    compute_linear_mode_connectivity,
     compute_lottery_ticket_quality,
     compute_pruning_robustness,
     compute_sparsity,
@@ -47,10 +50,13 @@ from lottery_tickets.errors import (
     RunFolderError,
     ScoreError,
     SparsityError,
+    StateMismatchError,
     TrainingError,
     WeightsError,
 )
 from lottery_tickets.importance_scoring import compute_gradient_importance, compute_hybrid_importance
+from lottery_tickets.runs import RunFolder
+from lottery_tickets.stability import make_train_function
 
 
 def net() -> nn.Module:
@@ -104,6 +110,23 @@ def quality(dataloader: object, **options: object) -> object:
 def birds(data: object = None, **options: object) -> object:
     options = {"model": net(), "max_epochs": 1, "progress": False, **options}
     return compute_early_bird_tickets(dataloader=[BATCH] if data is None else data, **options)
+
+
+def path(state_b: dict[str, torch.Tensor] | None = None, **options: object) -> object:
+    model = net()
+    return compute_linear_mode_connectivity(
+        model, net().state_dict(), state_b or net().state_dict(), BATCH, **options
+    )
+
+
+def instability(**options: object) -> object:
+    train = make_train_function([BATCH], epochs=2)
+    return compute_instability(lambda _: net(), train, dataloader=BATCH, seeds=[0], **options)
+
+
+def rounds(data: object = None, **options: object) -> object:
+    options = {"model": net(), "epochs": 2, "num_iterations": 2, "progress": False, **options}
+    return compute_iterative_magnitude_pruning(dataloader=[BATCH] if data is None else data, **options)
 
 
 BATCH = (torch.ones(2, 4), torch.tensor([0, 1]))
@@ -480,7 +503,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         r"threshold 0\.3 is met by chance",
     ),
     "window of nothing": (lambda: birds(stability_window=0), DetectionError, "integer of at least 1, got 0"),
-    "unknown optimizer": (lambda: birds(optimizer="adam"), TrainingError, "optimizer is one of sgd.* got 'adam'"),
+    "unknown optimizer": (lambda: birds(optimizer="lion"), TrainingError, "optimizer is one of sgd.* got 'lion'"),
     "function that makes no optimizer": (
         lambda: birds(optimizer=lambda parameters: 3),
         TrainingError,
@@ -522,7 +545,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "gradient_checkpointing is 'auto', True or False; got 'yes'",
     ),
     "trainer_fn and an optimizer": (
-        lambda: birds(trainer_fn=lambda *_: None, optimizer="sgd", max_batch_size=4),
+        lambda: birds(trainer_fn=lambda *_: None, optimizer="adamw", max_batch_size=4),
         TrainingError,
         "trainer_fn trains by itself, and optimizer, max_batch_size would say how",
     ),
@@ -561,6 +584,69 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         r"found in last\.weight \(1\)",
     ),
     "meta model to train": (lambda: birds(model=meta_net()), WeightsError, r"first\.weight is on the meta device"),
+    "a path without two ends": (lambda: path(points=1), EvaluationError, "points=1: a path has two ends"),
+    "a state of another network": (
+        lambda: path(nn.Linear(4, 3).state_dict()),
+        StateMismatchError,
+        r"state_b is not a state of this Sequential: weight: the model has no such tensor; .* Give what",
+    ),
+    "a state that diverged": (
+        lambda: path(net_with(float("nan")).state_dict()),
+        WeightsError,
+        r"state_b: last\.weight holds NaN .* Give a state of a training that did not diverge",
+    ),
+    "statistics of no BatchNorm": (
+        lambda: path(recompute_batchnorm=True),
+        EvaluationError,
+        "recompute_batchnorm: Sequential has no BatchNorm layer .* Leave it out",
+    ),
+    "instability at no step": (
+        lambda: instability(rewind_steps=[]),
+        TrainingError,
+        "rewind_steps is a sequence of at least one number",
+    ),
+    "instability in one order": (
+        lambda: instability(rewind_steps=[0]),
+        TrainingError,
+        "the two siblings from step 0 are the same network.*a loader that does not shuffle",
+    ),
+    "rounds that remove nothing": (lambda: rounds(target_sparsity=0.0), SparsityError, "which removes nothing"),
+    "no rounds": (lambda: rounds(num_iterations=0), TrainingError, "num_iterations is a positive integer, got 0"),
+    "rewinding to nowhere": (
+        lambda: rounds(rewind="start"),
+        TrainingError,
+        "rewind is 'weights' or .* got 'start'",
+    ),
+    "rewinding to two points": (
+        lambda: rounds(rewind_epoch=1, rewind_step=1),
+        TrainingError,
+        "rewind_epoch=1 and rewind_step=1 name two points. Leave one out",
+    ),
+    "rewinding beyond the end": (
+        lambda: rounds(rewind_step=2),
+        TrainingError,
+        r"rewind_step=2, but training has 2 steps .* earlier step or train longer",
+    ),
+    "fractions beyond the target": (
+        lambda: rounds(target_sparsity=0.1, layer_fractions={"first.*": 0.9}),
+        SparsityError,
+        "layer_fractions and target_sparsity contradict each other: in round 1",
+    ),
+    "two fractions for a layer": (
+        lambda: rounds(layer_fractions={"first.*": 0.1, "*.weight": 0.2}),
+        SparsityError,
+        r"'first\.\*' and '\*\.weight' both match first\.weight; one fraction a tensor",
+    ),
+    "test data without validation": (
+        lambda: rounds(test_dataloader=[BATCH]),
+        TrainingError,
+        "there is no eval_dataloader. Give both",
+    ),
+    "a run that is none": (
+        lambda: RunFolder.configuration("absent"),
+        RunFolderError,
+        r"absent/config\.json: cannot be read",
+    ),
     "sparsity of text": (
         lambda: compute_sparsity("ticket"),
         MaskError,

@@ -34,11 +34,25 @@ from lottery_tickets.cli._calibration import Excerpt, kept_apart
 from lottery_tickets.cli._criteria import CRITERIA, criterion_of
 from lottery_tickets.cli._meter import metered
 from lottery_tickets.cli._windows import text_windows
-from lottery_tickets.errors import EvaluationError
-from lottery_tickets.large_models import compute_weights_digest, load_tokenizer
+from lottery_tickets.errors import CheckpointError, EvaluationError
+from lottery_tickets.large_models import _weights, compute_weights_digest, load_tokenizer
 
 WORDS = [f"w{index}" for index in range(60)]
-COMMANDS = ("mask", "score", "compare", "early-bird", "evaluate", "overlap", "inspect", "apply", "plan", "demo")
+COMMANDS = (
+    "mask",
+    "score",
+    "compare",
+    "early-bird",
+    "imp",
+    "verdict",
+    "stability",
+    "evaluate",
+    "overlap",
+    "inspect",
+    "apply",
+    "plan",
+    "demo",
+)
 
 
 def run(*arguments: object) -> Result:
@@ -909,4 +923,24 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def test_a_missing_extra_is_named(model: Path, tmp_path: Path, without: Callable[[str], None]) -> None:
     without("transformers")
-    assert "pip install 'lottery-tickets[hf]'" in fail("mask", model, "-s", 0.5, "-o", tmp_path / "x")
+    scored = ("-s", 0.5, "--criterion", "synflow", "--rounds", 1)
+    assert "pip install 'lottery-tickets[hf]'" in fail("mask", model, *scored, "-o", tmp_path / "x")
+
+
+def test_magnitude_needs_no_transformers(model: Path, tmp_path: Path, without: Callable[[str], None]) -> None:
+    expected = succeed("mask", model, "-s", 0.5, "-o", tmp_path / "with")
+    without("transformers")
+    found = succeed("mask", model, "-s", 0.5, "-o", tmp_path / "without")
+    assert found["tickets"][0]["digest"] == expected["tickets"][0]["digest"]
+
+
+def test_a_model_stored_otherwise_is_loaded(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise CheckpointError("stored otherwise than it is loaded")
+
+    expected = succeed("mask", model, "-s", 0.5, "-o", tmp_path / "files")
+    monkeypatch.setattr(_weights, "prunable_tensors", refuse)
+    result = run("mask", model, "-s", 0.5, "-o", tmp_path / "loaded", "--json")
+    assert "note: loading the model: stored otherwise than it is loaded" in result.stderr
+    found = json.loads(result.stdout)
+    assert found["tickets"][0]["digest"] == expected["tickets"][0]["digest"]

@@ -4,8 +4,10 @@ The names in `__all__` are the promised ones; files may move, names may not. The
 are what it is made of, and a module imports only from the floors below its own:
 
     cli, utils                        the command line; helper names for those who look for them there
+    verdict                           models, data, tickets -> is it a winning ticket? controls and statistics
     early_bird                        model, data -> the ticket, at the moment at which it has settled
     iterative_pruning                 model, data -> the ticket, after rounds of training, pruning and rewinding
+    stability                         which step is training settled enough to rewind to?
     magnitude_pruning                 model -> magnitude mask
     importance_scoring                model, data -> scores by any criterion
     importance_pruning                scores -> mask
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from lottery_tickets.overlap import compute_ticket_overlap
     from lottery_tickets.robustness import compute_pruning_robustness
     from lottery_tickets.sparsity import compute_histogram_quantile
+    from lottery_tickets.stability import compute_instability, compute_linear_mode_connectivity
+    from lottery_tickets.verdict import compute_ticket_verdict
 
 __all__ = [
     "LayerCollapseWarning",
@@ -53,13 +57,16 @@ __all__ = [
     "apply_mask",
     "compute_early_bird_tickets",
     "compute_histogram_quantile",
+    "compute_instability",
     "compute_iterative_magnitude_pruning",
     "compute_layerwise_magnitude_ticket",
+    "compute_linear_mode_connectivity",
     "compute_lottery_ticket_qualities",
     "compute_lottery_ticket_quality",
     "compute_pruning_robustness",
     "compute_sparsity",
     "compute_ticket_overlap",
+    "compute_ticket_verdict",
     "create_importance_mask",
     "create_magnitude_mask",
     "ensure_deterministic_pruning",
@@ -74,6 +81,7 @@ __all__ = [
 _HOMES = (
     *("errors", "masks", "sparsity", "magnitude_pruning", "importance_pruning"),
     *("evaluation", "robustness", "overlap", "inspection", "determinism", "early_bird", "iterative_pruning"),
+    *("stability", "verdict"),
 )
 
 if not TYPE_CHECKING:

@@ -55,6 +55,12 @@ def creating_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     _sync(target.parent)
 
 
+def move(source: Path, target: Path) -> None:
+    """Rename what is on disk already, and sync the folder that it is in now."""
+    source.rename(target)
+    _sync(target.parent)
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

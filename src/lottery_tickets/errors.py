@@ -47,6 +47,10 @@ class BatchError(LotteryTicketError, TypeError):
     """A batch or model output of a form the library does not know."""
 
 
+class StateMismatchError(LotteryTicketError, ValueError):
+    """A saved state and a model that do not speak of the same tensors."""
+
+
 class EvaluationError(LotteryTicketError, ValueError):
     """A measurement without a value: no batches, or a loss that is not finite."""
 
@@ -69,6 +73,10 @@ class TrainingMemoryError(TrainingError, RuntimeError):
 
 class NonfiniteLossError(TrainingError):
     """A loss or a gradient that is NaN or infinite; what it would have moved has not moved."""
+
+
+class VerdictError(LotteryTicketError, ValueError):
+    """A verdict that cannot be given: too few seeds, controls or scores that cannot be compared."""
 
 
 class RunFolderError(LotteryTicketError, RuntimeError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from numbers import Real
 from typing import TypedDict, overload
 
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import ParameterSelectionError, SparsityError
+from lottery_tickets.large_models import map_weights, resolve_model
 from lottery_tickets.masks import Mask, Patterns, prunable_parameters
 from lottery_tickets.sparsity import (
     Allocation,
@@ -54,7 +57,7 @@ class LayerwiseTicket(TypedDict):
 
 @overload
 def create_magnitude_mask(
-    model: nn.Module | Mapping[str, torch.Tensor],
+    model: nn.Module | Mapping[str, torch.Tensor] | str | os.PathLike[str],
     sparsity: float | None,
     use_histogram: bool = True,
     *,
@@ -75,7 +78,7 @@ def create_magnitude_mask(
 
 @overload
 def create_magnitude_mask(
-    model: nn.Module | Mapping[str, torch.Tensor],
+    model: nn.Module | Mapping[str, torch.Tensor] | str | os.PathLike[str],
     sparsity: Sequence[float],
     use_histogram: bool = True,
     *,
@@ -95,7 +98,7 @@ def create_magnitude_mask(
 
 
 def create_magnitude_mask(
-    model: nn.Module | Mapping[str, torch.Tensor],
+    model: nn.Module | Mapping[str, torch.Tensor] | str | os.PathLike[str],
     sparsity: float | Sequence[float] | None,
     use_histogram: bool = True,
     *,
@@ -150,6 +153,7 @@ def create_magnitude_mask(
             a scope, allocation, pattern and floor of which two contradict each other.
         WeightsError: NaN (named with its tensor and count), meta tensors, a data type without magnitudes.
         ParameterSelectionError: A pattern that matches nothing.
+        CheckpointError: A checkpoint that `map_weights` refuses.
 
     Warns:
         LayerCollapseWarning: A global threshold removed every weight of a tensor.
@@ -169,11 +173,19 @@ def create_magnitude_mask(
         (global pruning).
     """
     rule = Rule(scope, allocation, pattern, pattern_remainder, min_density, owl_threshold, owl_lambda)
-    tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
-    layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
     label = _COUNTING if progress else None
-    ranked = Ranked(tensors, layouts, nan=nan, use_histogram=use_histogram, progress=label)
-    masks, single = draw_masks(ranked, sparsity, rule)
+    ranked = partial(Ranked, nan=nan, use_histogram=use_histogram, progress=label)
+    if isinstance(model, (str, os.PathLike)):
+        with map_weights(resolve_model(model), include, exclude, only_weights=only_weights) as weights:
+            if rule.pattern is not None or rule.scope == "row":
+                weights.check_layouts()
+            masks, single = draw_masks(
+                ranked(weights.tensors, weights.layouts, pages=weights.pages), sparsity, rule
+            )
+    else:
+        tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
+        layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
+        masks, single = draw_masks(ranked(tensors, layouts), sparsity, rule)
     for mask in masks:
         _log.info("drawn by magnitude, %s: %r", rule, mask)
     if rule.by_threshold:

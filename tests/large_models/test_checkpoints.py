@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,22 +223,6 @@ def test_an_existing_output_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "taken/file").read_text() == "mine"
 
 
-def test_nothing_is_left_of_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_llama()
-    folder = save(model, tmp_path / "dense", shards=True)
-    copy = shutil.copyfile
-
-    def full_disk(source: Path, target: Path) -> None:
-        if "00003" in Path(source).name:
-            raise OSError(28, "No space left on device")
-        copy(source, target)
-
-    monkeypatch.setattr(shutil, "copyfile", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        prune_checkpoint(folder, create_magnitude_mask(model, 0.5), tmp_path / "pruned")
-    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
-
-
 @pytest.mark.parametrize("shards", [False, True])
 def test_a_truncated_shard(tmp_path: Path, shards: bool) -> None:
     folder = save(tiny_llama(), tmp_path / "dense", shards=shards)
@@ -266,13 +249,66 @@ def test_a_missing_shard(tmp_path: Path) -> None:
         ("{}", "not an index of shards"),
         ('{"weight_map": ["w"]}', "not an index of shards"),
         ('{"weight_map": {"w": "../model.safetensors"}}', "is not the name of a file in this folder"),
+        ('{"weight_map": {"w": ".."}}', "is not the name of a file in this folder"),
+        ('{"weight_map": {"w": ""}}', "is not the name of a file in this folder"),
+        ('{"weight_map": {"w": "/etc/passwd"}}', "'/etc/passwd' of w is not the name of a file"),
+        (r'{"weight_map": {"w": "..\\a"}}', "is not the name of a file in this folder"),
+        (r'{"weight_map": {"w": "a\u0000b"}}', "is not the name of a file in this folder"),
+        (f'{{"weight_map": {{"w": "{"a" * 256}"}}}}', "is not the name of a file in this folder"),
+        ('{"weight_map": {"w": 3}}', "is not the name of a file in this folder"),
+        ('{"weight_map": {"w": "b.safetensors"}}', "the index names this shard and it is not there"),
+        ('{"weight_map": {"w": "a.safetensors", "w": "a.safetensors"}}', "'w' stands in its JSON twice"),
         ('{"weight_map": {"other": "a.safetensors"}}', "other should be in a.safetensors and is not"),
+        ('{"weight_map": {"v": "v.safetensors"}}', "w is in no shard, and in v.safetensors all the same"),
+        (
+            '{"weight_map": {"v": "v.safetensors", "w": "a.safetensors"}}',
+            "w is in a.safetensors, and in v.safetensors all the same",
+        ),
     ],
 )
 def test_a_bad_index(tmp_path: Path, index: str, message: str) -> None:
     save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors")
+    save_file({"v": torch.ones(1), "w": torch.ones(1)}, tmp_path / "v.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "a.safetensors"])
+def test_a_link_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    save_file({"w": torch.ones(1)}, folder / "a.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "a.safetensors"}}')
+    if name == "model.safetensors":
+        (folder / "a.safetensors").rename(folder / name)
+    read_checkpoint(folder)
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(f"../{name}")
+    with pytest.raises(CheckpointError, match=rf"{name}: a link to .*outside the checkpoint's folder; put a copy"):
+        read_checkpoint(folder)
+
+
+def test_the_links_of_a_hub_cache(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--me--net/snapshots/0a1b", tmp_path / "models--me--net/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    save_file({"w": torch.ones(1)}, blobs / "4e12bc")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/4e12bc")
+    assert list(read_checkpoint(snapshot).tensors) == ["w"]
+    prune_checkpoint(snapshot, {"w": torch.zeros(1)}, tmp_path / "pruned")
+    assert not load_file(tmp_path / "pruned/model.safetensors")["w"].any()
+    assert not (tmp_path / "pruned/model.safetensors").is_symlink()
+    (blobs / "4e12bc").rename(tmp_path / "models--me--net/elsewhere")
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to("../../elsewhere")
+    with pytest.raises(CheckpointError, match="outside the checkpoint's folder"):
+        read_checkpoint(snapshot)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")  # opening it would wait for a writer that never comes
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
         read_checkpoint(tmp_path)
 
 

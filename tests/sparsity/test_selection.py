@@ -35,23 +35,24 @@ def bracket_at_any_size(guess: Callable[[np.ndarray], tuple[int, int]] | None = 
     With `guess`, that function of all magnitudes is the bracket instead of the sample's.
     """
     tried: list[bool] = []
-    by_bracket = Selection._line_by_bracket
+    by_guess = Selection._lines_by_guess
 
-    def watched(self: Selection, rank: int):
-        line = by_bracket(self, rank)
-        tried.append(line is not None)
-        return line
+    def watched(self: Selection, ranks: list[int]):
+        lines = by_guess(self, ranks)
+        tried.extend([lines is not None] * len(ranks))
+        return lines
 
-    def guessed(self: Selection, _rank: int) -> tuple[int, int]:
+    def guessed(self: Selection, ranks: list[int]) -> list[tuple[int, int]]:
         magnitudes = [self._weights.integers(block).numpy() for block in self._weights.blocks]
-        return guess(np.sort(np.concatenate([found & np.iinfo(found.dtype).max for found in magnitudes])))
+        ordered = np.sort(np.concatenate([found & np.iinfo(found.dtype).max for found in magnitudes]))
+        return [guess(ordered) for _ in ranks]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_selection, "_BRACKET_FROM", 4)
         patch.setattr(_selection, "_SAMPLE_SHARE", 4)
-        patch.setattr(Selection, "_line_by_bracket", watched)
+        patch.setattr(Selection, "_lines_by_guess", watched)
         if guess is not None:
-            patch.setattr(Selection, "_guess_bracket", guessed)
+            patch.setattr(Selection, "_guess_brackets", guessed)
         yield tried
 
 
@@ -121,6 +122,43 @@ def test_any_bracket_is_proven_or_refuted(tensors, sparsity, data):
     assert len(held) == (removed > 0)
 
 
+class Passes:
+    """Pages that advise nothing, and count how often all weights are read."""
+
+    def __init__(self) -> None:
+        self.numels: list[int] = []
+
+    def gather(self, views):
+        return [view.reshape(-1) for view in views]
+
+    @contextlib.contextmanager
+    def reading(self, runs):
+        self.numels.append(sum(run.numel() for run in runs))
+        yield lambda turn: contextlib.nullcontext()
+
+
+@settings(max_examples=100)
+@given(weights(), st.lists(sparsities(), min_size=1, max_size=10), st.sampled_from([0, 256]))
+def test_lines_through_weights_in_files(tensors, asked, counted):
+    """Where passes cost a disk, several lines are guessed together; the bits are those of each alone."""
+    removals = [round(sparsity * numel_of(tensors)) for sparsity in asked]
+    with small_blocks(), bracket_at_any_size(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_selection, "_COUNTED_UP_TO", counted)
+        selection = Selection(tensors, pages=Passes())
+        found = selection.bits_of_each(selection.lines(removals))
+    for removed, bits in zip(removals, found, strict=True):
+        assert {name: packed.tobytes() for name, packed in bits.items()} == oracle_of(tensors, removed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_passes_over_a_file_for_any_few_lines(dtype):
+    tensors, pages = spread(1 << 16, dtype), Passes()
+    with bracket_at_any_size():
+        selection = Selection(tensors, pages=pages)
+        selection.bits_of_each(selection.lines([6000, 30_000, 60_000]))
+    assert pages.numels == [1 << 16, 1 << 16]
+
+
 def spread(count: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
     values = torch.randn(count, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return {"first": values[: count // 3].reshape(-1, 1), "second": values[count // 3 :]}
@@ -162,7 +200,7 @@ def test_ties_that_fill_the_bracket_are_not_stored(monkeypatch):
 def test_the_sample_settles_a_large_selection():
     """At the size from which it is used, the guess holds on plain weights: else it would be no use."""
     tensors = {"w": torch.randn(_selection._BRACKET_FROM, generator=torch.Generator().manual_seed(1))}
-    assert Selection(tensors)._line_by_bracket(tensors["w"].numel() // 2) is not None
+    assert Selection(tensors)._lines_by_guess([tensors["w"].numel() // 2]) is not None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -38,7 +38,7 @@ def find_birds(
     resume: bool,
     save_masks: bool,
     progress: bool,
-    check_memory: bool,
+    check_memory: bool = True,
 ) -> list[EarlyBirdResults]:
     """A search from beginning to end; see `compute_early_bird_tickets`."""
     if save_masks and run_dir is None:

@@ -8,10 +8,13 @@ from lottery_tickets.cli import (  # noqa: F401  # to register their commands
     _demo,
     _draw,
     _early_bird,
+    _imp,
     _judge,
     _plan_memory,
     _score,
+    _stability,
     _tickets,
+    _verdict,
 )
 from lottery_tickets.cli._app import app, main
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from lottery_tickets._atomic import replacing
 from lottery_tickets.cli._app import app
 from lottery_tickets.cli._arguments import (
     DeviceOption,
@@ -33,7 +31,7 @@ from lottery_tickets.cli._computing import (
     StoreOption,
 )
 from lottery_tickets.cli._criteria import CRITERIA, HYBRIDS, Criterion, criterion_of
-from lottery_tickets.cli._shell import Report, Session, command, new_table, number, strict, with_interval
+from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval, write_json
 from lottery_tickets.cli._spreads import ALLOCATIONS, Remainder, RemainderOption, Scope, Spread
 
 if TYPE_CHECKING:
@@ -175,7 +173,7 @@ def compare(
         data["dense"] = row["quality"]["baseline"]
         data["rows"].append(row)
         if output:
-            _write_json(output, data)
+            write_json(output, data)
     if plot:
         from lottery_tickets.cli._plot import write_plot
 
@@ -216,12 +214,6 @@ def _calibration_data(source: Excerpt) -> dict[str, Any]:
         "samples": source.count,
         "context": source.context,
     }
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    text = json.dumps(strict(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _show(console: Console, data: Mapping[str, Any]) -> None:

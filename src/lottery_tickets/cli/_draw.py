@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,7 @@ from lottery_tickets.cli._spreads import (
     parsed_allocation,
     rehearse,
 )
+from lottery_tickets.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lottery_tickets.masks import Mask
@@ -147,24 +149,30 @@ def mask(
     digest = compute_weights_digest(folder)
     if saved and scores:
         check_drawn_from(session, model, digest, {scores: saved.metadata}, other_weights=other_weights)
-    where = chosen_device(device) if chosen.scorer and not saved else chosen_device("cpu")
-    dense = load_model(
-        folder, dtype.for_scoring(where) if chosen.scorer else dtype.type, device=where, progress=session.progress
-    )
-    if saved is None and chosen.scorer:
-        rehearse(dense, chosen, sparsities, spread, include=include, exclude=exclude)
-        text = (
-            None
-            if calibration is None
-            else Calibration(calibration, samples, context, batch_size, calibration_start or 0)
-        )
-        saved = score_model(session, dense, folder, chosen, text, computing, include=include, exclude=exclude)
-    masks = draw(
-        *(dense, saved.scores if saved else None, chosen, sparsities, spread),
+    by_weights = saved is None and not chosen.scorer
+    draw_from = partial(
+        draw,
+        criterion=chosen,
+        sparsities=sparsities,
+        spread=spread,
         include=include,
         exclude=exclude,
         progress=session.progress,
     )
+    masks = _drawn_from_files(session, folder, draw_from) if by_weights and dtype is Dtype.auto else None
+    if masks is None:
+        where = chosen_device(device) if chosen.scorer and not saved else chosen_device("cpu")
+        loaded_as = dtype.for_scoring(where) if chosen.scorer else dtype.type
+        dense = load_model(folder, loaded_as, device=where, progress=session.progress)
+        if saved is None and chosen.scorer:
+            rehearse(dense, chosen, sparsities, spread, include=include, exclude=exclude)
+            text = (
+                None
+                if calibration is None
+                else Calibration(calibration, samples, context, batch_size, calibration_start or 0)
+            )
+            saved = score_model(session, dense, folder, chosen, text, computing, include=include, exclude=exclude)
+        masks = draw_from(dense, saved.scores if saved else None)
     origin = {
         "base_model": model_name(model),
         "weights_digest": digest,
@@ -188,6 +196,17 @@ def mask(
         ],
     }
     return Report(data, lambda console: _show(console, data))
+
+
+def _drawn_from_files(
+    session: Session, folder: Path, draw_from: Callable[[Path, None], list[Mask]]
+) -> list[Mask] | None:
+    """Tickets drawn without loading the model; None where it is stored otherwise than it is loaded."""
+    try:
+        return draw_from(folder, None)
+    except CheckpointError as error:
+        session.note(f"note: loading the model: {error}")
+        return None
 
 
 def _check_usage(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -20,7 +19,7 @@ from lottery_tickets.cli._arguments import (
     IncludeOption,
     chosen_device,
 )
-from lottery_tickets.cli._shell import Report, Session, command, new_table, number, strict, with_interval
+from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval, write_json
 from lottery_tickets.cli._subjects import TextOptions, check_names, subject_of
 from lottery_tickets.errors import EvaluationError
 
@@ -182,7 +181,7 @@ def early_bird(
         "pictures": [str(path) for path in pictures],
         "controls": trained,
     }
-    _write_json(output / "results.json", report)
+    write_json(output / "results.json", report)
     return Report(report, lambda console: _show(console, report))
 
 
@@ -262,13 +261,6 @@ def _without_mask(result: EarlyBirdResults) -> dict[str, Any]:
         **{key: value for key, value in result.items() if key != "final_mask"},
         "digest": result["final_mask"].digest(),
     }
-
-
-def _write_json(path: Path, report: Mapping[str, Any]) -> None:
-    from lottery_tickets._atomic import replacing
-
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(strict(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _show(console: Console, report: Mapping[str, Any]) -> None:

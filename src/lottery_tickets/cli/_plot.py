@@ -11,7 +11,7 @@ from lottery_tickets._atomic import replacing
 from lottery_tickets.errors import EvaluationError, MissingExtraError
 
 _COLUMNS = 4
-_COLOURS = (
+COLOURS = (
     "#0072b2",
     "#e69f00",
     "#009e73",
@@ -93,7 +93,7 @@ def _draw_panel(
             [row["quality"]["sparsity"] + gap * _BESIDE * ((place + 0.5) / len(here) - 0.5) for row in mine],
             [row["quality"]["perplexity"] for row in mine],
             yerr=_errors(mine),
-            color=_COLOURS[turn % len(_COLOURS)],
+            color=COLOURS[turn % len(COLOURS)],
             marker=_MARKERS[turn % len(_MARKERS)],
             markersize=4.5,
             linewidth=1.2,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TextIO
 
 import typer
@@ -203,6 +204,15 @@ def _logging(verbose: bool, debug: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """A report as a file, whole or not at all."""
+    from lottery_tickets._atomic import replacing
+
+    with replacing(path) as temporary:
+        text = json.dumps(strict(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
 
 
 def strict(value: Any) -> Any:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -135,7 +136,7 @@ def _glob_and_sparsity(text: str) -> tuple[str, float]:
 
 
 def draw(
-    model: nn.Module,
+    model: nn.Module | Path,
     scores: Mapping[str, torch.Tensor] | None,
     criterion: Criterion,
     sparsities: Sequence[float],
@@ -148,7 +149,7 @@ def draw(
     """Tickets from scores, or from the weights themselves where there are none.
 
     Args:
-        model: What the tickets are for.
+        model: What the tickets are for; by magnitude a checkpoint's folder will do.
         scores: Of the criterion; None ranks by magnitude.
         criterion: Says which end of the scores stays.
         sparsities: One ticket each; none for the one of a pattern.
@@ -174,6 +175,7 @@ def draw(
     if scores is None:
         drawn = create_magnitude_mask(model, wanted, **arguments)
     else:
+        assert not isinstance(model, Path), "scores are matched with a model's parameters"
         drawn = create_importance_mask(scores, wanted, model=model, keep=criterion.keep, **arguments)
     return drawn if isinstance(drawn, list) else [drawn]
 

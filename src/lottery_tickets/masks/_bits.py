@@ -8,8 +8,6 @@ import torch
 
 PackedBits = npt.NDArray[np.uint8]
 
-# The largest number of elements that torch can count.
-MOST = (1 << 63) - 1
 # Long enough that a block's work hides the interpreter, short enough that its temporaries stay small.
 BLOCK = 1 << 20
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lottery_tickets._atomic import replacing
+from lottery_tickets._safetensors import DamagedFileError, Entry, is_shape, parse_json, read_header, shorten
 from lottery_tickets.errors import MaskFileError
 from lottery_tickets.masks import _bits
 from lottery_tickets.masks._bits import PackedBits
@@ -89,15 +88,16 @@ def read(
     if Path(path).is_dir():
         raise MaskFileError(f"{path}: a folder, not a ticket file; give the path of the .safetensors file in it.")
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = _checked_header(path, file.metadata())
-            shapes = _parsed_shapes(path, header["shapes"])
-            _check_names(path, set(file.keys()), set(shapes))
-            packed = {name: _read_bits(path, file, name, shape.numel()) for name, shape in shapes.items()}
-    except SafetensorError as error:
+        entries, metadata = read_header(path)
+    except DamagedFileError as error:
         raise MaskFileError(
             f"{path}: not a whole safetensors file, truncated or damaged ({error}); get the ticket again."
         ) from error
+    header = _checked_header(path, metadata)
+    shapes = _parsed_shapes(path, header["shapes"])
+    _check_names(path, set(entries), set(shapes))
+    with Path(path).open("rb") as file:
+        packed = {name: _read_bits(path, file, name, entries[name], shapes[name].numel()) for name in shapes}
     own = {key: value for key, value in header.items() if key not in _RESERVED}
     return packed, shapes, own, header["digest"]
 
@@ -129,17 +129,17 @@ def _checked_header(path: str | os.PathLike[str], header: Mapping[str, str] | No
 
 def _parsed_shapes(path: str | os.PathLike[str], text: str) -> dict[str, torch.Size]:
     try:
-        shapes = json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, numbers of thousands of digits, endless nesting
+        shapes = parse_json(text)
+    except DamagedFileError as error:
         raise MaskFileError(f"{path}: metadata 'shapes' is not readable JSON ({error}).") from error
     if not isinstance(shapes, dict):
         raise MaskFileError(f"{path}: metadata 'shapes' must map names to lists of sizes.")
     for name, shape in shapes.items():
         if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-            raise MaskFileError(f"{path}: {name}: shape {shape!r} is not a list of non-negative integers.")
+            raise MaskFileError(f"{path}: {name}: shape {shorten(shape)} is not a list of non-negative integers.")
         # Products beyond 64 bits would wrap around, and a huge tensor pass for a small one.
-        if max(shape, default=0) > _bits.MOST or math.prod(shape) > _bits.MOST:
-            raise MaskFileError(f"{path}: {name}: shape {shape!r} holds more weights than a tensor can.")
+        if not is_shape(shape):
+            raise MaskFileError(f"{path}: {name}: shape {shorten(shape)} holds more weights than a tensor can.")
     return {name: torch.Size(shape) for name, shape in shapes.items()}
 
 
@@ -148,16 +148,18 @@ def _check_names(path: str | os.PathLike[str], tensors: set[str], shapes: set[st
         raise MaskFileError(f"{path}: bits without a shape or a shape without bits: {sorted(tensors ^ shapes)}.")
 
 
-def _read_bits(path: str | os.PathLike[str], file: Any, name: str, numel: int) -> PackedBits:
+def _read_bits(path: str | os.PathLike[str], file: BinaryIO, name: str, entry: Entry, numel: int) -> PackedBits:
     # The header's own shape is checked before any byte is read: sizes come from untrusted text.
-    entry = file.get_slice(name)
     size = _bits.packed_size(numel)
-    if entry.get_dtype() != "U8" or list(entry.get_shape()) != [size]:
+    if entry.dtype != "U8" or list(entry.shape) != [size]:
         raise MaskFileError(
             f"{path}: {name}: its shape takes {size} bytes of packed bits, the file holds "
-            f"{entry.get_dtype()} {entry.get_shape()}."
+            f"{entry.dtype} {list(entry.shape)}."
         )
-    bits: PackedBits = np.ascontiguousarray(file.get_tensor(name))
+    file.seek(entry.start)
+    bits: PackedBits = np.fromfile(file, np.uint8, size)
+    if bits.size != size:
+        raise MaskFileError(f"{path}: {name}: cut short while it was read; get the ticket again.")
     if _bits.has_bits_beyond(bits, numel):
         raise MaskFileError(f"{path}: {name}: bits are set beyond the last of its {numel} weights.")
     return bits

@@ -74,11 +74,11 @@ def chosen_parameters(
     canonical = {alias: names[0] for names in aliases.values() for alias in names}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names, computed = _layer_parameters(model, only_weights=only_weights)
-    excluded = _matches(exclude, parameters, "exclude", computed)
+    excluded = matching_names(exclude, parameters, "exclude", computed)
     _refuse_computed(name for name in computed if name not in excluded)
     chosen = {canonical[name] for name in names}
     chosen -= {canonical[name] for name in _embedding_weights(model)}
-    chosen |= {canonical[name] for name in _matches(include, parameters, "include")}
+    chosen |= {canonical[name] for name in matching_names(include, parameters, "include")}
     chosen -= {canonical[name] for name in excluded if name in canonical}
     if not chosen:
         raise ParameterSelectionError(
@@ -217,10 +217,10 @@ def _embedding_weights(model: nn.Module) -> list[str]:
     ]
 
 
-def _matches(
+def matching_names(
     patterns: Patterns, parameters: Mapping[str, nn.Parameter], role: str, computed: Iterable[str] = ()
 ) -> set[str]:
-    """Names that a pattern matches; globs speak of computed weights too, predicates need a parameter."""
+    """Names that patterns match; globs speak of computed weights too, predicates need a parameter."""
     if patterns is None:
         return set()
     single = isinstance(patterns, str) or callable(patterns) or not isinstance(patterns, Iterable)

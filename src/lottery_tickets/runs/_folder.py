@@ -136,6 +136,15 @@ class RunFolder:
                 _log.info("%s: going on from %s, after %d measurements", folder, state.folder.name, len(lines))
             yield cls(folder, state, lines)
 
+    @staticmethod
+    def configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
+        """What the run in a folder was started with; the folder may be in use.
+
+        Raises:
+            RunFolderError: There is no run, or one of an unknown format.
+        """
+        return _configuration_in(Path(path) / _CONFIG)
+
     def record(self, line: Mapping[str, Any]) -> None:
         """Add a measurement: it is on disk when this returns, and counts once a state is saved after it."""
         text = json.dumps(line) + "\n"
@@ -252,13 +261,7 @@ def _claim(folder: Path, configuration: dict[str, Any]) -> None:
                 f"{path} cannot be written ({error}); make room, or give another run_dir."
             ) from error
         return
-    found = _read_json(path)
-    if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
-        raise RunFolderError(
-            f"{path}: format {found.get('format')!r}, version {found.get('format_version')!r}; this library reads "
-            f"{FORMAT!r}, version {FORMAT_VERSION!r}. Give another run_dir."
-        )
-    there = found["configuration"]
+    there = _configuration_in(path)
     different = [
         f"{key}: {_value(there, key)} there, {_value(configuration, key)} now"
         for key in (*configuration, *(key for key in there if key not in configuration))
@@ -269,6 +272,18 @@ def _claim(folder: Path, configuration: dict[str, Any]) -> None:
             f"{folder} holds a run of another configuration: {'; '.join(different)}. Call it as it was called "
             "before, or give another run_dir."
         )
+
+
+def _configuration_in(path: Path) -> dict[str, Any]:
+    """What a run was started with, of a format that is known here."""
+    found = _read_json(path)
+    if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
+        raise RunFolderError(
+            f"{path}: format {found.get('format')!r}, version {found.get('format_version')!r}; this library reads "
+            f"{FORMAT!r}, version {FORMAT_VERSION!r}. Give another run_dir."
+        )
+    configuration: dict[str, Any] = found["configuration"]
+    return configuration
 
 
 def _value(configuration: Mapping[str, Any], key: str) -> str:

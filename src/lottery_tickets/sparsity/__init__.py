@@ -13,7 +13,7 @@ from lottery_tickets.sparsity._allocation import (
     removed_count,
     uniform_removals,
 )
-from lottery_tickets.sparsity._blocks import Block, Rescore, Weights, for_each, rankable
+from lottery_tickets.sparsity._blocks import Block, Pages, Rescore, Turn, Weights, for_each, rankable
 from lottery_tickets.sparsity._counting import Ladder, count_pairs, rank_among
 from lottery_tickets.sparsity._drawing import (
     Allocation,
@@ -40,6 +40,7 @@ __all__ = [
     "Line",
     "MakeSelector",
     "NanPolicy",
+    "Pages",
     "PatternRemainder",
     "Ranked",
     "Reduce",
@@ -49,6 +50,7 @@ __all__ = [
     "Selection",
     "Selector",
     "Sorting",
+    "Turn",
     "Weights",
     "bits_above_floor",
     "check_sparsity",

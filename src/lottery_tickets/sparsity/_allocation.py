@@ -35,6 +35,9 @@ class Selector(Protocol):
     def bits(self, line: Line) -> dict[str, PackedBits]:
         """Packed bits of the weights above a line."""
 
+    def bits_of_each(self, lines: Sequence[Line]) -> list[dict[str, PackedBits]]:
+        """Packed bits of the weights above each line."""
+
 
 MakeSelector = Callable[[Mapping[str, torch.Tensor]], Selector]
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,23 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
+# The time in which a run of weights is read, by its number.
+Turn = Callable[[int], AbstractContextManager[None]]
+
+
+class Pages(Protocol):
+    """What is told where weights are about to be read, if they lie in files; it advises, and changes no weight."""
+
+    def gather(self, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Flat copies of views, each of short rows that lie far apart, read without what lies between."""
+
+    def reading(self, runs: Sequence[torch.Tensor]) -> AbstractContextManager[Turn]:
+        """These contiguous tensors will be read in this order: ask for each a little ahead of its turn.
+
+        What the context gives is a context for the time in which a run, by its number, is read.
+        """
+
+
 @dataclass(frozen=True)
 class Block:
     """Weights [start, stop) of the tensor at `tensor`; where they are packed, `start` is a multiple of 64."""
@@ -64,6 +82,7 @@ class Weights:
         dtype: What weights are compared in; by default the smallest type that holds all of them exactly.
         nan_first: Rank NaN below zero instead of refusing it. Magnitudes are then counted one higher, which
             leaves 0 for NaN.
+        pages: What is told where weights will be read, if they lie in files.
     """
 
     def __init__(
@@ -73,6 +92,7 @@ class Weights:
         rescore: Rescore | None = None,
         dtype: torch.dtype | None = None,
         nan_first: bool = False,
+        pages: Pages | None = None,
     ) -> None:
         self.tensors = rankable(tensors)
         self.names = tuple(self.tensors)
@@ -80,6 +100,7 @@ class Weights:
         self.numel = sum(tensor.numel() for tensor in self.tensors.values())
         self._rescore = rescore
         self._nan_first = nan_first
+        self._pages = pages
         self._flat = tuple(self.tensors.values())
         self._views = [self._without_copy(tensor) for tensor in self._flat]
         read, gathered = block_size(self.dtype, _BUFFERS_READ), block_size(self.dtype, _BUFFERS_GATHERED)
@@ -89,6 +110,29 @@ class Weights:
             for index, (tensor, size) in enumerate(zip(self._flat, sizes, strict=True))
             for start in range(0, tensor.numel(), size)
         ]
+
+    @property
+    def in_files(self) -> bool:
+        """Whether each pass is a pass over a disk."""
+        return self._pages is not None
+
+    def for_each(
+        self,
+        work: Callable[[Block], _R],
+        blocks: Sequence[Block] | None = None,
+        *,
+        progress: str | None = None,
+        backwards: bool = False,
+    ) -> list[_R]:
+        """Map over blocks (all of them unless told), on threads; see `for_each`.
+
+        Backwards begins at the end, where a file that was just read is still in memory; the results keep their
+        order.
+        """
+        blocks = self.blocks if blocks is None else blocks
+        turns = blocks[::-1] if backwards else blocks
+        results = for_each_run(work, turns, self._run, self._pages, progress=progress)
+        return results[::-1] if backwards else results
 
     @property
     def width(self) -> int:
@@ -124,21 +168,33 @@ class Weights:
         runs = -(-size // _RUN)
         if not all(tensor.is_cpu and tensor.is_contiguous() for tensor in self._flat):
             return None
-        return [
-            self._ranked(index, _evenly_spread(tensor.view(-1), -(-runs * tensor.numel() // self.numel), index))
+        rows = [
+            (index, _evenly_spread(tensor.view(-1), -(-runs * tensor.numel() // self.numel), index))
             for index, tensor in enumerate(self._flat)
             if tensor.numel()
         ]
+        views = [spread for _, spread in rows]
+        flat = [view.reshape(-1) for view in views] if self._pages is None else self._pages.gather(views)
+        return [self._ranked(index, values) for (index, _), values in zip(rows, flat, strict=True)]
+
+    def _run(self, block: Block) -> torch.Tensor:
+        """The block's weights as they are stored; none of a tensor that is not contiguous."""
+        tensor = self._flat[block.tensor]
+        return tensor.view(-1)[block.start : block.stop] if tensor.is_contiguous() else tensor.new_empty(0)
 
     def _without_copy(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The tensor's own memory as flat integers, if they rank as they lie there."""
         if self._rescore or self._nan_first or tensor.dtype != self.dtype or not tensor.is_contiguous():
+            return None
+        if _is_misaligned(tensor):  # in a file whose header has an odd length
             return None
         return tensor.view(-1).view(INTEGERS[self.dtype])
 
     def _ranked(self, index: int, values: torch.Tensor) -> torch.Tensor:
         if self._rescore is not None:
             values = self._rescore(self.names[index], values)
+        if _is_misaligned(values):
+            values = values.clone()
         integers = values.to(self.dtype).contiguous().view(INTEGERS[self.dtype])
         if not self._nan_first:
             return integers
@@ -228,6 +284,36 @@ def for_each(work: Callable[[_T], _R], items: Sequence[_T], *, progress: str | N
     return [results[index] for index in range(len(items))]
 
 
+def for_each_run(
+    work: Callable[[_T], _R],
+    items: Sequence[_T],
+    run_of: Callable[[_T], torch.Tensor],
+    pages: Pages | None,
+    *,
+    progress: str | None = None,
+) -> list[_R]:
+    """`for_each`, where each item reads the run of weights that stands for it, if they lie in files."""
+    if pages is None:
+        return for_each(work, items, progress=progress)
+    with reading_ahead(pages, [run_of(item) for item in items]) as reading:
+
+        def work_on(turn: int) -> _R:
+            with reading(turn):
+                return work(items[turn])
+
+        return for_each(work_on, range(len(items)), progress=progress)
+
+
+@contextmanager
+def reading_ahead(pages: Pages | None, runs: Sequence[torch.Tensor]) -> Iterator[Turn]:
+    """`Pages.reading` of the runs that lie contiguous, the others unannounced; nothing without pages."""
+    if pages is None:
+        yield lambda turn: nullcontext()
+        return
+    with pages.reading([run if run.is_contiguous() else run.new_empty(0) for run in runs]) as reading:
+        yield reading
+
+
 def flat_range(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """Elements [start, stop) in row-major order, flat; a view where the strides allow it."""
     if tensor.is_contiguous():
@@ -248,16 +334,20 @@ def flat_range(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 
 
 def _evenly_spread(values: torch.Tensor, runs: int, turn: int) -> torch.Tensor:
-    """About `runs` short runs of a flat tensor, at an odd distance so that they do not follow its columns.
+    """About `runs` short rows of a flat tensor, at an odd distance so that they do not follow its columns.
 
     Every `turn` starts elsewhere: tensors that resemble each other are not sampled at the same places.
     """
     distance = max(values.numel() // runs - 1, 0) | 1
     if distance <= _RUN:
-        return values
+        return values.view(1, -1)
     whole = values.numel() // distance
     start = turn * _RUN % (distance - _RUN)
-    return values[: whole * distance].view(whole, distance)[:, start : start + _RUN].reshape(-1)
+    return values[: whole * distance].view(whole, distance)[:, start : start + _RUN]
+
+
+def _is_misaligned(tensor: torch.Tensor) -> bool:
+    return tensor.is_cpu and tensor.data_ptr() % tensor.element_size() != 0
 
 
 def _rankable(name: str, tensor: torch.Tensor) -> torch.Tensor:

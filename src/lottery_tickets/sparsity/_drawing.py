@@ -25,7 +25,7 @@ from lottery_tickets.sparsity._allocation import (
     removed_count,
     uniform_removals,
 )
-from lottery_tickets.sparsity._blocks import Rescore, Weights, rankable, refuse_nan
+from lottery_tickets.sparsity._blocks import Pages, Rescore, Weights, rankable, reading_ahead, refuse_nan
 from lottery_tickets.sparsity._lamp import lamp_removals
 from lottery_tickets.sparsity._layouts import Layout
 from lottery_tickets.sparsity._outliers import outlier_shares
@@ -51,6 +51,7 @@ class Ranked:
         dtype: What it is compared in.
         nan: "raise" refuses NaN, "prune" ranks it below everything.
         use_histogram: Draw lines by counting; else by sorting, to the same bits.
+        pages: What is told where weights will be read, if they lie in files.
         progress: Name of a progress bar; None for none.
     """
 
@@ -60,18 +61,25 @@ class Ranked:
     dtype: torch.dtype | None = None
     nan: NanPolicy = "raise"
     use_histogram: bool = True
+    pages: Pages | None = None
     progress: str | None = None
 
     def selector(self, tensors: Mapping[str, torch.Tensor]) -> Selector:
         """What draws lines through some of the tensors."""
         if self.use_histogram:
-            make = partial(Selection, progress=self.progress)
+            make = partial(Selection, pages=self.pages, progress=self.progress)
             return make(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
         return Sorting(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
 
     def weights(self, tensors: Mapping[str, torch.Tensor]) -> Weights:
         """Some of the tensors as integers that rank."""
-        return Weights(tensors, rescore=self.rescore, dtype=self.dtype, nan_first=self.nan == "prune")
+        return Weights(
+            tensors,
+            rescore=self.rescore,
+            dtype=self.dtype,
+            nan_first=self.nan == "prune",
+            pages=self.pages,
+        )
 
     def layout(self, name: str) -> Layout:
         """Where this tensor keeps its inputs."""
@@ -175,16 +183,22 @@ def draw_masks(ranked: Ranked, sparsity: float | Sequence[float] | None, rule: R
     return [Mask.from_packed(found, shapes) for found in bits], single
 
 
-def extremes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
+def extremes(tensors: Mapping[str, torch.Tensor], *, pages: Pages | None = None) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each tensor that has any, in one pass that copies nothing.
+
+    Args:
+        tensors: Name to weights or scores.
+        pages: What is told where weights will be read, if they lie in files.
 
     Raises:
         WeightsError: NaN, named with its tensors and counts.
     """
+    filled = [(name, tensor) for name, tensor in rankable(tensors).items() if tensor.numel()]
     found = {}
-    for name, tensor in rankable(tensors).items():
-        if tensor.numel():
-            low, high = torch.aminmax(tensor)
+    with reading_ahead(pages, [tensor for _, tensor in filled]) as reading:
+        for turn, (name, tensor) in enumerate(filled):
+            with reading(turn):
+                low, high = torch.aminmax(tensor)
             found[name] = (float(low), float(high))
     holding = [name for name, (low, _) in found.items() if math.isnan(low)]
     refuse_nan({name: int(tensors[name].isnan().sum()) for name in holding})
@@ -242,7 +256,7 @@ def _bits_of_group(
     if min_density is not None:
         return [bits_above_floor(group, removed, min_density, ranked.selector) for removed in removals]
     selector = ranked.selector(group)
-    return [selector.bits(line) for line in selector.lines(removals)]
+    return selector.bits_of_each(selector.lines(removals))
 
 
 def _allocate(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[dict[str, int]]:
@@ -258,8 +272,8 @@ def _allocate(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[d
     if allocation in ("lamp", "owl"):
         _check_summable(ranked, allocation)
         if allocation == "lamp":
-            return lamp_removals(ranked.tensors, removals, progress=ranked.progress)
-        shares = outlier_shares(ranked.tensors, rule.owl_threshold)
+            return lamp_removals(ranked.tensors, removals, pages=ranked.pages, progress=ranked.progress)
+        shares = outlier_shares(ranked.tensors, rule.owl_threshold, pages=ranked.pages)
         return [outlier_removals(numels, shares, removed, rule.owl_lambda) for removed in removals]
     return [uniform_removals(numels, removed) for removed in removals]
 
@@ -267,7 +281,7 @@ def _allocate(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[d
 def _bits_by_number(ranked: Ranked, removals: Mapping[str, int], rule: Rule) -> dict[str, PackedBits]:
     bits: dict[str, PackedBits] = {}
     if rule.scope == "row" and ranked.nan == "raise":
-        extremes(ranked.tensors)
+        extremes(ranked.tensors, pages=ranked.pages)
     for name, tensor in ranked.tensors.items():
         if rule.scope == "row":
             bits[name] = bits_by_row(
@@ -291,7 +305,7 @@ def _bits_by_pattern(ranked: Ranked, pattern: NMPattern, remainder: PatternRemai
             f"not so: {listed}. pattern_remainder='dense' keeps these whole, exclude= leaves them out."
         )
     if ranked.nan == "raise":
-        extremes(ranked.tensors)
+        extremes(ranked.tensors, pages=ranked.pages)
     whole = Mask.ones_like({name: ranked.tensors[name] for name in uneven})
     bits = {}
     for name, tensor in ranked.tensors.items():
@@ -310,7 +324,11 @@ def _check_summable(ranked: Ranked, allocation: str) -> None:
             f"allocation={allocation!r} and nan='prune' contradict each other: a sum with NaN in it is none. "
             "Repair the weights, or choose another allocation."
         )
-    infinite = [name for name, (low, high) in extremes(ranked.tensors).items() if math.isinf(max(-low, high))]
+    infinite = [
+        name
+        for name, (low, high) in extremes(ranked.tensors, pages=ranked.pages).items()
+        if math.isinf(max(-low, high))
+    ]
     if infinite:
         raise WeightsError(
             f"allocation={allocation!r} sums over each tensor, and there is inf in {', '.join(infinite)}. "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 
 from lottery_tickets.errors import SparsityError
 from lottery_tickets.sparsity import _counting
-from lottery_tickets.sparsity._blocks import INTEGERS, Weights, block_size, for_each
+from lottery_tickets.sparsity._blocks import INTEGERS, Pages, Weights, block_size, for_each_run
 
 _Floats = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
@@ -47,7 +48,11 @@ class _Inside(NamedTuple):
 
 
 def lamp_removals(
-    tensors: Mapping[str, torch.Tensor], removals: Sequence[int], *, progress: str | None = None
+    tensors: Mapping[str, torch.Tensor],
+    removals: Sequence[int],
+    *,
+    pages: Pages | None = None,
+    progress: str | None = None,
 ) -> list[dict[str, int]]:
     """How many weights each tensor loses by LAMP scores, for each number to remove in all.
 
@@ -58,6 +63,7 @@ def lamp_removals(
     Args:
         tensors: Name to weights without NaN and inf.
         removals: How many weights go in all, once or several times.
+        pages: What is told where weights will be read, if they lie in files.
         progress: Name of a progress bar; None for none.
 
     Raises:
@@ -76,9 +82,12 @@ def lamp_removals(
     stride = max(1, most // _SAMPLES)
     if not wanted:
         return [dict.fromkeys(numels, 0) for _ in removals]
-    samples = for_each(lambda name: _samples(tensors[name], stride), ranked, progress=progress)
+    for_each_layer = partial(
+        for_each_run, items=ranked, run_of=tensors.__getitem__, pages=pages, progress=progress
+    )
+    samples = for_each_layer(lambda name: _samples(tensors[name], stride))
     enclosures = _enclose(samples, wanted)
-    inside = for_each(lambda name: _collect(tensors[name], enclosures), ranked, progress=progress)
+    inside = for_each_layer(lambda name: _collect(tensors[name], enclosures))
     found = {
         enclosure.removed: dict(zip(ranked, _cut(enclosure, [layer[index] for layer in inside]), strict=True))
         for index, enclosure in enumerate(enclosures)

@@ -9,13 +9,15 @@ from fractions import Fraction
 import torch
 
 from lottery_tickets.sparsity import _counting
-from lottery_tickets.sparsity._blocks import Weights, flat_range, for_each, pattern_of
+from lottery_tickets.sparsity._blocks import Pages, Weights, flat_range, for_each_run, pattern_of
 
 # Weights added at a time: converted to float64 they stay in the processor's cache.
 _RUN = 1 << 17
 
 
-def outlier_shares(tensors: Mapping[str, torch.Tensor], threshold: float) -> dict[str, Fraction]:
+def outlier_shares(
+    tensors: Mapping[str, torch.Tensor], threshold: float, *, pages: Pages | None = None
+) -> dict[str, Fraction]:
     """Name to the share of the weights of its block whose magnitude is above `threshold` times the block's mean.
 
     A block is what OWL calls a layer: the tensors of one transformer block, told by names that agree up to their
@@ -25,8 +27,8 @@ def outlier_shares(tensors: Mapping[str, torch.Tensor], threshold: float) -> dic
     for names in _blocks(tensors).values():
         block = {name: tensors[name] for name in names}
         numel = sum(tensor.numel() for tensor in block.values())
-        line = threshold * _sum(block) / max(numel, 1)
-        outliers = sum(_count_above(tensor, line) for tensor in block.values())
+        line = threshold * _sum(block, pages) / max(numel, 1)
+        outliers = sum(_count_above(tensor, line, pages) for tensor in block.values())
         shares |= dict.fromkeys(names, Fraction(outliers, max(numel, 1)))
     return shares
 
@@ -41,25 +43,25 @@ def _blocks(names: Iterable[str]) -> dict[str, list[str]]:
     return blocks
 
 
-def _sum(tensors: Mapping[str, torch.Tensor]) -> float:
+def _sum(tensors: Mapping[str, torch.Tensor], pages: Pages | None) -> float:
     """Sum of the magnitudes in float64."""
-    return math.fsum(
-        for_each(
-            lambda run: float(torch.linalg.vector_norm(flat_range(*run), 1, dtype=torch.float64)),
-            [
-                (tensor, start, min(start + _RUN, tensor.numel()))
-                for tensor in tensors.values()
-                for start in range(0, tensor.numel(), _RUN)
-            ],
-        )
+    runs = [
+        (tensor, start, min(start + _RUN, tensor.numel()))
+        for tensor in tensors.values()
+        for start in range(0, tensor.numel(), _RUN)
+    ]
+    sums = for_each_run(
+        lambda run: float(torch.linalg.vector_norm(flat_range(*run), 1, dtype=torch.float64)),
+        *(runs, lambda run: flat_range(*run), pages),
     )
+    return math.fsum(sums)
 
 
-def _count_above(tensor: torch.Tensor, line: float) -> int:
+def _count_above(tensor: torch.Tensor, line: float, pages: Pages | None) -> int:
     """How many magnitudes are greater than the line."""
-    weights = Weights({"": tensor})
+    weights = Weights({"": tensor}, pages=pages)
     key = _largest_pattern_upto(line, weights.dtype)
-    return sum(for_each(lambda block: int(_counting.above(weights.integers(block), [key])[0]), weights.blocks))
+    return sum(weights.for_each(lambda block: int(_counting.above(weights.integers(block), [key])[0])))
 
 
 def _largest_pattern_upto(line: float, dtype: torch.dtype) -> int:

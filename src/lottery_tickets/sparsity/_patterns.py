@@ -18,7 +18,7 @@ import torch
 
 from lottery_tickets.errors import SparsityError
 from lottery_tickets.masks import PackedBits, packed_size
-from lottery_tickets.sparsity._blocks import Weights, block_size, for_each
+from lottery_tickets.sparsity._blocks import Block, Weights, block_size
 from lottery_tickets.sparsity._layouts import Layout
 
 # Up to this many members every pair is compared; beyond, the groups are sorted.
@@ -78,13 +78,13 @@ def bits_by_pattern(
     whole = math.lcm(pattern.group * inner, 8)
     size = max(1, block_size(weights.dtype, _BUFFERS) // whole) * whole
 
-    def pack_run(start: int) -> None:
-        stop = min(start + size, tensor.numel())
-        groups = weights.magnitudes(start, stop).reshape(-1, pattern.group, inner)
+    def pack_run(run: Block) -> None:
+        groups = weights.magnitudes(run.start, run.stop).reshape(-1, pattern.group, inner)
         bits = np.packbits(_strongest(groups, pattern.kept).reshape(-1), bitorder="little")
-        packed[start // 8 : start // 8 + bits.size] = bits
+        packed[run.start // 8 : run.start // 8 + bits.size] = bits
 
-    for_each(pack_run, range(0, tensor.numel(), size), progress=progress)
+    runs = [Block(0, start, min(start + size, tensor.numel())) for start in range(0, tensor.numel(), size)]
+    weights.for_each(pack_run, runs, progress=progress)
     return packed
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from lottery_tickets.masks import PackedBits, pack, packed_size
-from lottery_tickets.sparsity._blocks import MakeWeights, Weights, block_size, for_each
+from lottery_tickets.sparsity._blocks import Block, MakeWeights, Weights, block_size
 from lottery_tickets.sparsity._layouts import Layout
 
 # Takes the number of a block's first row, and what is kept of the rows from there on.
@@ -78,12 +78,13 @@ def _for_blocks(weights: Weights, quotas: npt.NDArray[np.int64], store: _Store, 
     together = 8 // math.gcd(length, 8)
     size = max(1, block_size(weights.dtype, _BUFFERS) // (length * together)) * together
 
-    def rank_rows(first: int) -> None:
-        last = min(first + size, rows)
-        keys = weights.magnitudes(first * length, last * length).reshape(last - first, length)
+    def rank_rows(block: Block) -> None:
+        first, last = block.start // length, block.stop // length
+        keys = weights.magnitudes(block.start, block.stop).reshape(last - first, length)
         store(first, _kept(keys, quotas[first:last]))
 
-    for_each(rank_rows, range(0, rows, size), progress=progress)
+    blocks = [Block(0, first * length, min(first + size, rows) * length) for first in range(0, rows, size)]
+    weights.for_each(rank_rows, blocks, progress=progress)
 
 
 def _kept(keys: npt.NDArray[Any], quotas: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -4,7 +4,8 @@ The k-th smallest magnitude is found by counting bit patterns. Magnitudes order 
 histogram of the leading 15 bits tells in which bin the k-th lies, and each further pass over that one bin settles
 16 bits more: one pass for bf16 and fp16, two for fp32, four for fp64. For one line through many weights a shorter
 way is tried first: a small sample guesses a bracket around the k-th, one pass counts below, at and above the
-bracket and collects what lies inside, and the counts prove the guess or refute it. Either way the answer is exact.
+bracket and counts or collects what lies inside, and the counts prove the guess or refute it. Either way the answer
+is exact. Where weights lie in files, every pass is a pass over a disk, and so few lines are all guessed.
 
 Ties at the line are broken by position: tensors in their order, row-major inside a tensor, the earlier pruned
 first. Blocks are counted separately, so each knows how many of its ties go, and all are packed independently.
@@ -27,10 +28,10 @@ from lottery_tickets.sparsity import _counting
 from lottery_tickets.sparsity._blocks import (
     INTEGERS,
     Block,
+    Pages,
     Rescore,
     Weights,
     common_dtype,
-    for_each,
     rankable,
     refuse_nan,
 )
@@ -51,6 +52,11 @@ _SMALL_DIGIT = 8
 # Below this many weights the sample costs more than it saves.
 _BRACKET_FROM = 1 << 22
 _BRACKET_BYTES = 16 << 20
+# In files, each of up to so many magnitudes in a bracket is counted for itself. That takes longer than collecting
+# them, and cannot run out of room however many weights tie, which would cost three passes more.
+_COUNTED_UP_TO = 256
+# So many lines are guessed at a time in files; each takes a few comparisons more of every weight.
+_GUESSES_IN_FILES = 8
 _SAMPLE_SHARE = 800
 _SAMPLE_MOST = 1 << 20
 # Half-width of the bracket in standard deviations of the sample's rank; runs of neighbours are not independent.
@@ -84,6 +90,7 @@ class Selection:
         dtype: What scores are compared in.
         nan: "raise" refuses NaN, "prune" ranks it below everything.
         reduce: Sums an int64 array of counts over the ranks of a process group; by default there is one rank.
+        pages: What is told where weights will be read, if they lie in files.
         progress: Name of a progress bar that appears when a pass takes over two seconds; None for none.
 
     Raises:
@@ -98,11 +105,12 @@ class Selection:
         dtype: torch.dtype | None = None,
         nan: NanPolicy = "raise",
         reduce: Reduce | None = None,
+        pages: Pages | None = None,
         progress: str | None = None,
     ) -> None:
         if reduce is not None and dtype is None:
             dtype = _agreed_dtype(tensors, reduce)
-        self._weights = Weights(tensors, rescore=rescore, dtype=dtype, nan_first=nan == "prune")
+        self._weights = Weights(tensors, rescore=rescore, dtype=dtype, nan_first=nan == "prune", pages=pages)
         self._reduce = reduce
         self._progress = progress
 
@@ -138,9 +146,9 @@ class Selection:
                 raise SparsityError(f"Cannot remove {rank} of {self.numel} weights.")
         drawn = sorted({rank for rank in ranks if rank > 0})
         lines = {0: self._line_below_all()}
-        if len(drawn) == 1 and (line := self._line_by_bracket(drawn[0])) is not None:
-            _log.debug("%d weights: a sampled bracket holds rank %d", self.numel, drawn[0])
-            lines[drawn[0]] = line
+        if guessed := self._lines_by_guess(drawn):
+            _log.debug("%d weights: sampled brackets hold %d ranks", self.numel, len(drawn))
+            lines |= guessed
         elif drawn:
             _log.debug("%d weights: histograms for %d ranks", self.numel, len(drawn))
             lines |= self._lines_by_radix(drawn)
@@ -148,17 +156,24 @@ class Selection:
 
     def bits(self, line: Line) -> dict[str, PackedBits]:
         """Packed bits of the weights above the line, by tensor: comparison and packing in one pass."""
+        return self.bits_of_each([line])[0]
+
+    def bits_of_each(self, lines: Sequence[Line]) -> list[dict[str, PackedBits]]:
+        """Packed bits of the weights above each line, all in one pass."""
         weights = self._weights
-        packed = {
-            name: np.empty(packed_size(tensor.numel()), np.uint8) for name, tensor in weights.tensors.items()
-        }
+        packed = [
+            {name: np.empty(packed_size(tensor.numel()), np.uint8) for name, tensor in weights.tensors.items()}
+            for _ in lines
+        ]
+        numbers = {block: number for number, block in enumerate(weights.blocks)}
 
-        def pack_block(item: tuple[Block, int]) -> None:
-            block, quota = item
-            target = packed[weights.names[block.tensor]][block.start // 8 : packed_size(block.stop)]
-            _counting.pack_kept(weights.integers(block), line.key, quota, target)
+        def pack_block(block: Block) -> None:
+            integers = weights.integers(block)
+            for line, bits in zip(lines, packed, strict=True):
+                target = bits[weights.names[block.tensor]][block.start // 8 : packed_size(block.stop)]
+                _counting.pack_kept(integers, line.key, line.quotas[numbers[block]], target)
 
-        for_each(pack_block, list(zip(weights.blocks, line.quotas, strict=True)), progress=self._progress)
+        weights.for_each(pack_block, progress=self._progress, backwards=weights.in_files)
         return packed
 
     # ---------------------------------------------------------------- by radix
@@ -214,27 +229,70 @@ class Selection:
         counts = self._summed(count, (len(prefixes), 1 << (shift - finer)))
         return dict(zip(prefixes, counts, strict=True))
 
-    # ---------------------------------------------------------------- by bracket
+    # ---------------------------------------------------------------- by guess
 
-    def _line_by_bracket(self, rank: int) -> Line | None:
-        """The line, if a sample's guess holds; None if it does not or is not worth its cost."""
-        weights = self._weights
-        guess = self._guess_bracket(rank)
-        if guess is None:
+    def _lines_by_guess(self, ranks: list[int]) -> dict[int, Line] | None:
+        """The lines, if a sample's guesses hold; None if one does not or they are not worth their cost."""
+        if not 1 <= len(ranks) <= (_GUESSES_IN_FILES if self._weights.in_files else 1):
             return None
-        low, high = guess
+        brackets = self._guess_brackets(ranks)
+        if brackets is None:
+            return None
+        widest = max(high - low for low, high in brackets)
+        if self._weights.in_files and widest < _COUNTED_UP_TO:
+            return self._count_inside(ranks, brackets)
+        return self._collect_inside(ranks, brackets)
+
+    def _count_inside(self, ranks: list[int], brackets: list[tuple[int, int]]) -> dict[int, Line] | None:
+        """Lines in brackets so narrow that every magnitude inside is counted for itself."""
+        weights = self._weights
+        edges = [edge for low, high in brackets for edge in (low - 1, high)]
+
+        def count(block: Block) -> tuple[Counts, list[Counts]]:
+            integers = weights.integers(block)
+            outside = _counting.above(integers, [*edges, weights.infinity])
+            return outside, [_counting.bits_inside(integers, low, high, 0) for low, high in brackets]
+
+        counted = self._for_each(count)
+        above = np.stack([outside for outside, _ in counted])
+        self._refuse_nan(above[:, -1])
+        lines = {}
+        for index, (rank, (low, _)) in enumerate(zip(ranks, brackets, strict=True)):
+            inside = np.stack([bins[index] for _, bins in counted])
+            above_low, above_high = above[:, 2 * index], above[:, 2 * index + 1]
+            wanted = rank - (self.numel - int(above_low.sum()))
+            if not 0 < wanted <= inside.sum():
+                return None
+            place, _ = _locate(inside.sum(axis=0), wanted)
+            above_key = above_high + inside[:, place + 1 :].sum(axis=1)
+            lines[rank] = self._line(rank, low + place, above_key + inside[:, place], above_key)
+        return lines
+
+    def _collect_inside(self, ranks: list[int], brackets: list[tuple[int, int]]) -> dict[int, Line] | None:
+        """Lines in brackets whose insides are kept until the end."""
+        weights = self._weights
         stored = _Budget(_BRACKET_BYTES // weights.dtype.itemsize)
 
-        def count(block: Block) -> Bracketed | None:
+        def count(block: Block) -> list[Bracketed]:
             if stored.spent:
-                return None
-            counted = _counting.bracket(weights.integers(block), low, high, weights.infinity)
-            stored.spend(counted.inside.size)
+                return []
+            integers = weights.integers(block)
+            counted = [_counting.bracket(integers, low, high, weights.infinity) for low, high in brackets]
+            stored.spend(sum(found.inside.size for found in counted))
             return counted
 
-        counted = [found for found in self._for_each(count) if found is not None]
+        counted = self._for_each(count)
         if stored.spent:
             return None
+        lines = {}
+        for rank, (low, high), found in zip(ranks, brackets, zip(*counted, strict=True), strict=True):
+            line = self._line_in_bracket(rank, low, high, found)
+            if line is None:
+                return None
+            lines[rank] = line
+        return lines
+
+    def _line_in_bracket(self, rank: int, low: int, high: int, counted: Sequence[Bracketed]) -> Line | None:
         from_low, above_low, from_high, above_high, above_top = np.stack([found.around for found in counted]).T
         self._refuse_nan(above_top)
         below_low, upto_low, below_high, upto_high = (
@@ -252,7 +310,7 @@ class Selection:
             return self._line(rank, high, from_high, above_high)
         return None
 
-    def _guess_bracket(self, rank: int) -> tuple[int, int] | None:
+    def _guess_brackets(self, ranks: Sequence[int]) -> list[tuple[int, int]] | None:
         if self._reduce is not None or self.numel < _BRACKET_FROM:
             return None
         sampled = self._weights.sample(min(self.numel // _SAMPLE_SHARE, _SAMPLE_MOST))
@@ -260,18 +318,19 @@ class Selection:
             return None
         sample = torch.cat(sampled).numpy()
         sample = sample & np.iinfo(sample.dtype).max
-        share = rank / self.numel
-        middle = share * sample.size
-        spread = _SAMPLE_SIGMAS * (sample.size * share * (1 - share)) ** 0.5 + 1
-        first = max(0, int(middle - spread))
-        last = min(sample.size - 1, int(middle + spread))
-        parted = np.partition(sample, (first, last))
-        return int(parted[first]), int(parted[last])
+        places = []
+        for rank in ranks:
+            share = rank / self.numel
+            middle = share * sample.size
+            spread = _SAMPLE_SIGMAS * (sample.size * share * (1 - share)) ** 0.5 + 1
+            places.append((max(0, int(middle - spread)), min(sample.size - 1, int(middle + spread))))
+        parted = np.partition(sample, sorted({place for pair in places for place in pair}))
+        return [(int(parted[first]), int(parted[last])) for first, last in places]
 
     # ---------------------------------------------------------------- shared
 
     def _for_each(self, work: Callable[[Block], _R]) -> list[_R]:
-        return for_each(work, self._weights.blocks, progress=self._progress)
+        return self._weights.for_each(work, progress=self._progress)
 
     def _summed(self, count: Callable[[Block], Counts], shape: tuple[int, ...]) -> Counts:
         """Sum of the counts over blocks and ranks; integers add to the same sum in any order."""

@@ -59,6 +59,10 @@ class Sorting:
         kept = self._kept(sum(line.removed.values()))
         return {name: pack(decisions) for name, decisions in kept.items()}
 
+    def bits_of_each(self, lines: Sequence[Line]) -> list[dict[str, PackedBits]]:
+        """Packed bits of the weights above each line."""
+        return [self.bits(line) for line in lines]
+
     def _line(self, rank: int) -> Line:
         if not 0 <= rank <= self.numel:
             raise SparsityError(f"Cannot remove {rank} of {self.numel} weights.")

@@ -16,9 +16,9 @@ from lottery_tickets.training._order import DataOrder
 from lottery_tickets.training._passes import Clip
 from lottery_tickets.training._peaks import devices_of, peak_bytes
 from lottery_tickets.training._recipe import LEARNING_RATES, OptimizerFunction, Recipe, TrainerFunction, length_of
-from lottery_tickets.training._snapshots import restore_tensors, structure_digest, tensors_of
+from lottery_tickets.training._snapshots import digest_of, restore_tensors, structure_digest, tensors_of
 from lottery_tickets.training._trainer import Nonfinite, Progress, SchedulerFactory, Trainer, training
-from lottery_tickets.training._weights import Precision
+from lottery_tickets.training._weights import Precision, blocks
 
 __all__ = [
     "LEARNING_RATES",
@@ -44,6 +44,7 @@ __all__ = [
     "Trainer",
     "TrainerFunction",
     "TrainingBytes",
+    "blocks",
     "blocks_of",
     "checkpointed",
     "checkpointed_blocks",
@@ -51,6 +52,7 @@ __all__ = [
     "decoder_sizes",
     "described",
     "devices_of",
+    "digest_of",
     "early_stopping",
     "length_of",
     "log_training_bytes",

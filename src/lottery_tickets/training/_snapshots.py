@@ -50,3 +50,15 @@ def structure_digest(model: nn.Module) -> str:
     """
     told = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors_of(model).items()]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes, data types and bits, in the order of the sorted names."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        # Of one element or none any stride passes for contiguous, and bytes are seen through a stride of 1 alone.
+        flat = tensor.as_strided((tensor.numel(),), (1,))
+        found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,1 @@
+"""The parts of `lottery_tickets.stability`."""

@@ -1,0 +1,89 @@
+"""Prunable weights of a checkpoint, mapped from its files as they are stored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lottery_tickets.errors import CheckpointError
+from lottery_tickets.large_models._checkpoints import read_checkpoint
+from lottery_tickets.large_models._pages import mapped
+from lottery_tickets.large_models._prunable import prunable_tensors
+from lottery_tickets.masks import Patterns
+from lottery_tickets.sparsity import Layout, Pages
+
+
+@dataclass(frozen=True)
+class MappedWeights:
+    """Prunable weights that lie in files.
+
+    Attributes:
+        folder: Of the checkpoint.
+        tensors: Canonical parameter name to weights in the stored data type, in the order of the model; they are
+            read from the files when they are touched, and must not be written to.
+        layouts: Name to which dimension runs over the inputs.
+        pages: To be told where weights will be read.
+    """
+
+    folder: Path
+    tensors: Mapping[str, torch.Tensor]
+    layouts: Mapping[str, Layout]
+    pages: Pages
+
+    def check_layouts(self) -> None:
+        """Refuse what depends on rows, if it is not known of every tensor where its rows lie.
+
+        Raises:
+            CheckpointError: Of one it is not.
+        """
+        for name in self.tensors.keys() - self.layouts.keys():
+            raise CheckpointError(
+                f"{self.folder}: {name} is stored (input, output) by some models and (output, input) by others; "
+                "patterns and rows need to know. Put the model's config.json there and install transformers, or "
+                "draw the mask from the loaded model."
+            )
+
+
+@contextmanager
+def map_weights(
+    folder: str | os.PathLike[str],
+    include: Patterns = None,
+    exclude: Patterns = None,
+    *,
+    only_weights: bool = True,
+) -> Iterator[MappedWeights]:
+    """Map the prunable weights of a checkpoint into memory for the time of a block, without loading the model.
+
+    Names and order are those of `prunable_parameters` of the loaded model. They come from the architecture, which
+    transformers makes from `config.json` without weights; where either is missing, from what tensors are called
+    (see the guide "Models on disk").
+
+    Args:
+        folder: A checkpoint folder; see `read_checkpoint`.
+        include: See `prunable_parameters`; predicates are given parameters on the meta device.
+        exclude: Likewise.
+        only_weights: Likewise.
+
+    Raises:
+        CheckpointError: A folder that `read_checkpoint` refuses; a model that is stored otherwise than it is
+            loaded, quantized or fused say; names that no rule knows, where there is no architecture to ask.
+        ParameterSelectionError: A pattern that matches nothing, or nothing left to prune.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from lottery_tickets.large_models import map_weights
+        >>> config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> LlamaForCausalLM(config).bfloat16().save_pretrained("mapped")
+        >>> with map_weights("mapped", exclude="lm_head.weight") as weights:
+        ...     print(len(weights.tensors), weights.tensors["model.layers.0.mlp.up_proj.weight"].dtype)
+        7 torch.bfloat16
+    """
+    checkpoint = read_checkpoint(folder)
+    found = prunable_tensors(checkpoint, include, exclude, only_weights=only_weights)
+    with mapped(checkpoint.folder, found.stored) as (tensors, pages):
+        yield MappedWeights(checkpoint.folder, tensors, found.layouts, pages)
