@@ -16,6 +16,7 @@ from lottery_tickets import (
     compute_lottery_ticket_qualities,
     compute_lottery_ticket_quality,
     create_importance_mask,
+    create_magnitude_mask,
 )
 from lottery_tickets import importance_scoring as scoring
 from lottery_tickets.errors import MemoryPlanError, ParameterSelectionError, ScoreError, WeightsError
@@ -46,6 +47,8 @@ MASK = Mask.from_tensors({"0.weight": torch.ones(16, 8, dtype=torch.bool)})
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "quality": lambda **more: compute_lottery_ticket_quality(network(), MASK, BATCH, **more),
     "qualities": lambda **more: compute_lottery_ticket_qualities(network(), {"one": MASK}, BATCH, **more),
+    "mask": lambda **more: create_magnitude_mask(network(), 0.5, **more),
+    "mask of tensors": lambda **more: create_magnitude_mask({"w": torch.rand(100)}, [0.5, 0.7], **more),
     "importance mask": lambda **more: create_importance_mask({"w": torch.rand(100)}, 0.5, **more),
     "fisher": lambda **more: scoring.compute_fisher_importance(network(), BATCH, **more),
     "taylor": lambda **more: scoring.compute_gradient_importance(network(), BATCH, "taylor", **more),
