@@ -30,7 +30,8 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "early-bird, AdamW": ("early-bird", {"optimizer": "adamw"}),
 }
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "magnitude mask": ("mask", {}),
+    "magnitude mask, from the checkpoint's folder": ("mask", {"from_disk": True, "device": "cpu"}),
+    "magnitude mask, model loaded": ("mask", {}),
     **WAYS,
     "early-bird, AdamW, all gradients held (torch's own)": ("early-bird", {"optimizer": "torch adamw"}),
     "iterative, SGD, rewinding point in `run_dir`": ("iterative", {"run_dir": True}),
@@ -94,8 +95,9 @@ def methods_table(model: nn.Module) -> str:
     lines = ["| operation | " + " | ".join(items) + " | fits | in the machine |", "| --- |" + " ---: |" * 9]
     for way, what in METHODS.items():
         plan = planned(model, what, batch_size=BATCH, device_memory="80GB")
-        cells = [shown(plan[item]) if plan[item] else "" for item in items]
-        cells += ["yes" if plan.fits else "no", shown(sum(plan.host.values()))]
+        on_device = plan.device != "cpu"
+        cells = [shown(plan[item]) if plan[item] and on_device else "" for item in items]
+        cells += ["yes" if plan.fits else "no", shown(sum(plan.host.values()) if on_device else plan["total"])]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -103,7 +105,7 @@ def methods_table(model: nn.Module) -> str:
 def planned(model: nn.Module, what: tuple[str, dict[str, Any]], **options: Any) -> MemoryPlan:
     """One plan."""
     operation, own = what
-    return plan_memory(model, operation, device="cuda", sequence_length=LENGTH, **own, **options)
+    return plan_memory(model, operation, sequence_length=LENGTH, **{"device": "cuda", **own, **options})
 
 
 if __name__ == "__main__":

@@ -82,6 +82,13 @@ def test_a_sample_and_what_lies_between_its_guesses():
     assert found == 12 * sample + 4 * round(count * 2 * 6 * 0.5 / sample**0.5)
 
 
+def test_weights_that_stay_on_disk_take_nothing():
+    found = plan("mask", from_disk=True)
+    assert items(found) == {"mask": LINEAR // 8}
+    knobs = dict(plan("mask").knobs)
+    assert knobs["from_disk=True"] == plan("mask")["weights"]
+
+
 def test_the_loss_holds_back_chunks_of_long_batches():
     chunk, words = 16 << 20, 1 << 16
     model = llama(vocab_size=words)
@@ -363,7 +370,7 @@ def test_knobs_are_those_of_the_operation():
     assert {"optimizer='sgd'", "optimizer='adamw8bit'"} <= names("early-bird", optimizer="adamw")
     assert "run_dir='...'" in names("iterative")
     assert "gradient_checkpointing=True" in names("early-bird", gradient_checkpointing=False)
-    assert names("mask") == {"dtype='bfloat16'"}
+    assert names("mask") == {"from_disk=True", "dtype='bfloat16'"}
     assert "use_histogram=True" in names("mask", use_histogram=False)
 
 

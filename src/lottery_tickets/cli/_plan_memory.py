@@ -74,6 +74,9 @@ def plan(
     max_batch_size: Annotated[
         int | None, typer.Option(min=1, help="Samples that go through the model together at most.")
     ] = None,
+    from_disk: Annotated[
+        bool, typer.Option("--from-disk", help="Masks from a checkpoint's folder, whose weights stay on disk.")
+    ] = False,
     batches: Annotated[bool, typer.Option("--batches", help="Add the largest batch for each context.")] = False,
 ) -> Report:
     """Show what memory an operation takes, item by item, and what would take less.
@@ -100,6 +103,7 @@ def plan(
         "gradient_checkpointing": checkpointing,
         "store": store,
         "max_batch_size": max_batch_size,
+        "from_disk": from_disk,
         "device_memory": limit,
         "device": device or ("cpu" if device_memory is None else "cuda"),
     }

@@ -66,8 +66,11 @@ Operation = Callable[[Shapes, Options], Bytes]
 
 
 def mask_bytes(shapes: Shapes, options: Options) -> Bytes:
-    """A mask drawn by counting: packed bits, and scratch that does not grow with the model."""
-    found = _model(shapes)
+    """A mask drawn by counting: packed bits, and scratch that does not grow with the model.
+
+    Pages of a checkpoint's files are the system's, which takes them back when it likes.
+    """
+    found = Bytes() if options.from_disk else _model(shapes)
     found.add("mask", options.masks * shapes.mask, to_host=options.elsewhere)
     found.add("temporaries", _selecting(shapes, options))
     return found

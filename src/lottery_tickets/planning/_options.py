@@ -33,6 +33,7 @@ class Options:
     store: str = "cpu"
     masks: int = 1
     use_histogram: bool = True
+    from_disk: bool = False
     on_disk: bool = False
     rewind_later: bool = False
 

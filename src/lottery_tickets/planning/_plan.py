@@ -154,6 +154,7 @@ def plan_memory(
     store: PlanStore = "cpu",
     masks: int = 1,
     use_histogram: bool = True,
+    from_disk: bool = False,
     run_dir: bool = False,
     rewind_later: bool = False,
     include: Patterns = None,
@@ -202,6 +203,7 @@ def plan_memory(
         store: Of scores from gradients: where sums lie.
         masks: How many are drawn or judged at once.
         use_histogram: Of masks; False sorts.
+        from_disk: Of masks: drawn from a checkpoint's folder, whose weights are read where they lie.
         run_dir: Of "iterative": whether the rewinding point lies in the run's folder.
         rewind_later: Of "iterative": whether it has an optimizer's state too, not being the initialisation.
         include: Widens what is prunable; see `prunable_parameters`.
@@ -246,6 +248,7 @@ def plan_memory(
         store=store,
         masks=masks,
         use_histogram=use_histogram,
+        from_disk=from_disk,
         on_disk=run_dir,
         rewind_later=rewind_later,
     )
