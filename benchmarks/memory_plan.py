@@ -1,11 +1,12 @@
 """`plan_memory` against measured peaks: five operations on models of three sizes, each in a fresh process.
 
-    python benchmarks/memory_plan.py [--model NAME] [--quick]
+    python benchmarks/memory_plan.py [--model NAME] [--quick | --predict]
 
 Random weights in float32 at the shapes of small decoders, on the CPU. A peak is of the resident set above the
 loaded model, plus the bytes of its weights, so that both sides speak of the same total; code and its libraries,
 loaded by the same operation on a tiny model beforehand, do not count. Bar: predictions within 10% of the mean of
 some processes. `--model` measures one of the models; the rows of others in the results stay as they are.
+`--predict` measures nothing and predicts anew beside the peaks that are there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from lottery_tickets import (
     create_magnitude_mask,
 )
 from lottery_tickets.importance_scoring import compute_fisher_importance
-from lottery_tickets.large_models import plan_memory
+from lottery_tickets.large_models import MemoryPlan, plan_memory
 
 BATCH, LENGTH, PROCESSES, BAR = 2, 128, 2, 0.1
 SIZES: dict[str, dict[str, Any]] = {
@@ -100,27 +102,34 @@ def prepare(operation: str, name: str) -> Callable[[], object]:
 
 def measured(name: str, processes: int) -> list[dict[str, Any]]:
     """A row for each operation."""
-    with torch.device("meta"):
-        shapes = model_of(name)
     rows = []
     for operation in OPERATIONS:
-        plan = plan_memory(shapes, operation, batch_size=BATCH, sequence_length=LENGTH, device="cpu")
+        plan = planned(name, operation)
         # What is there when the operation is called: weights, and the mask that is judged.
         loaded = plan["weights"] + (plan["mask"] if operation == "quality" else 0)
         peaks = [loaded + peak_bytes_in_fresh_process(prepare, operation, name) for _ in range(processes)]
-        rows.append(
-            {
-                "model": name,
-                "operation": operation,
-                "parameters": sum(one.numel() for one in shapes.parameters()),
-                "peaks_bytes": peaks,
-                "peak_bytes": statistics.mean(peaks),
-                "predicted_bytes": plan["total"],
-                "items": {item: count for item, count in plan.items() if count and item != "total"},
-                "error": plan["total"] / statistics.mean(peaks) - 1,
-            }
-        )
+        rows.append({"model": name, "operation": operation, "peaks_bytes": peaks, **compared(plan, peaks)})
     return rows
+
+
+def planned(name: str, operation: str) -> MemoryPlan:
+    """What is predicted."""
+    with torch.device("meta"):
+        shapes = model_of(name)
+    return plan_memory(shapes, operation, batch_size=BATCH, sequence_length=LENGTH, device="cpu")
+
+
+def compared(plan: MemoryPlan, peaks: list[int]) -> dict[str, Any]:
+    """A prediction beside measured peaks."""
+    peak = statistics.mean(peaks)
+    items = {item: count for item, count in plan.items() if count and item != "total"}
+    return {
+        "peak_bytes": peak,
+        "predicted_bytes": plan["total"],
+        "items": items,
+        "turns_bytes": plan.turns,
+        "error": plan["total"] / peak - 1,
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
@@ -134,20 +143,32 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
+def predict_again(path: Path) -> list[dict[str, Any]]:
+    """New predictions in the results, whose peaks, date and machine stay."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    for row in results["rows"]:
+        row.update(compared(planned(row["model"], row["operation"]), row["peaks_bytes"]))
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results["rows"]
+
+
 def main() -> None:
     """Run, print, write benchmarks/results/memory_plan.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, help="only this one; the rows of others stay")
     parser.add_argument("--quick", action="store_true", help="one process each; nothing written")
+    parser.add_argument("--predict", action="store_true", help="predict again beside the peaks that are there")
     arguments = parser.parse_args()
+    console, path = Console(), RESULTS / "memory_plan.json"
+    if arguments.predict:
+        console.print(table(predict_again(path)))
+        return
     names = [arguments.model] if arguments.model else MODELS
     rows = [row for name in names for row in measured(name, 1 if arguments.quick else PROCESSES)]
-    console = Console()
     console.print(table(rows))
     if arguments.quick:
         return
-    earlier = RESULTS / "memory_plan.json"
-    kept = json.loads(earlier.read_text(encoding="utf-8"))["rows"] if earlier.exists() else []
+    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     rows = [row for row in kept if row["model"] not in names] + rows
     rows.sort(key=lambda row: MODELS.index(row["model"]))
     results = {"batch": BATCH, "length": LENGTH, "processes": PROCESSES, "bar": BAR, "rows": rows}

@@ -26,7 +26,7 @@ def plans_table(results: Results) -> str:
     lines = ["| model | operation | predicted | peak | off by |", "| --- | --- | ---: | ---: | ---: |"]
     for row in results["rows"]:
         cells = [
-            f"{row['model']} ({row['parameters'] / 1e6:.0f}M)",
+            row["model"],
             row["operation"],
             f"{row['predicted_bytes'] / 1e9:.3f} GB",
             f"{row['peak_bytes'] / 1e9:.3f} GB",

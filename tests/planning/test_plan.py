@@ -194,8 +194,10 @@ def test_early_bird_is_training_and_what_checks_keep(criterion):
     assert found["scores"] == (LINEAR if criterion == "rank_correlation" else 0)
     assert found["weights"] == step["throughout"]["weights"]
     probe = 16 * min(LINEAR, 1 << 20)
-    moments = [sum(step[name].values()) for name in ("at_the_loss", "in_a_block", "at_the_embedding")]
-    training = sum(step["throughout"].values()) + max(moments) + step["update"] + CHUNKS
+    heap = CHUNKS + TOKENS * 4 * (BLOCK + 3 * INSIDE)  # what comes and goes in small pieces
+    block = step["in_a_block"]["gradients"]
+    moments = [sum(step["at_the_loss"].values()), block, sum(step["at_the_embedding"].values())]
+    training = sum(step["throughout"].values()) + max(moments) + step["update"] + heap
     assert found["total"] == training + found["mask"] + found["scores"] + probe
 
 

@@ -303,13 +303,14 @@ def _training(shapes: Shapes, options: Options) -> Bytes:
         device=options.device,
     )
     found = Bytes(known=given["activations_known"])
-    at_the_loss = dict(given["at_the_loss"])
+    moments = [dict(given["at_the_loss"]), dict(given["in_a_block"]), dict(given["at_the_embedding"])]
     chunks = 0 if shapes.decoder is None else _loss_chunks(shapes.decoder, options)
     if options.elsewhere:
-        at_the_loss["chunks of the loss"] = chunks
-    else:  # small enough for the heap, which keeps them for what comes
+        moments[0]["chunks of the loss"] = chunks
+    else:  # small enough for the CPU's heap, which keeps their place for what comes
         found.add("temporaries", chunks)
-    moments = (at_the_loss, given["in_a_block"], given["at_the_embedding"])
+        for name in ("activations", "gradients of activations"):
+            found.add("activations", moments[1].pop(name, 0))
     highest = max(moments, key=lambda one: sum(one.values()))
     for name, count in [*given["throughout"].items(), *highest.items()]:
         found.add(_ITEM_OF[name], count)
