@@ -53,12 +53,14 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/early_bird_check.py
 	$(BIN)/python benchmarks/rank_correlation.py
 	$(BIN)/python benchmarks/imp.py
+	$(BIN)/python benchmarks/memory_plan.py
+	$(BIN)/python benchmarks/batch_sizes.py
+	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/tables.py
 
 reproduce: $(INSTALLED) ## The lottery ticket papers, again: an hour or more; go on with it by calling it again
 	$(BIN)/python benchmarks/reproduce.py --jobs 2
 	$(BIN)/python benchmarks/figures.py
-	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/tables.py
 
 clean: ## Remove everything the targets made in the tree

@@ -50,6 +50,7 @@ COMMANDS = (
     "overlap",
     "inspect",
     "apply",
+    "plan",
     "demo",
 )
 

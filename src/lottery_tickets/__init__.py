@@ -17,6 +17,7 @@ are what it is made of, and a module imports only from the floors below its own:
     overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
     large_models                      checkpoint folders, tensor by tensor
     gradients                         gradients of single samples, made in the backward pass and forgotten
+    planning                          bytes of every operation, item by item, before it starts
     detection                         masks of successive checks -> has the ticket settled?
     training                          steps inside the backward pass, memory predicted before it starts
     sparsity                          how much is removed, and where the line is drawn

@@ -106,6 +106,7 @@ def compute_early_bird_tickets(
     seed: int = ...,
     progress: bool = ...,
     save_masks: bool = ...,
+    check_memory: bool = ...,
 ) -> EarlyBirdResults: ...
 
 
@@ -143,6 +144,7 @@ def compute_early_bird_tickets(
     seed: int = ...,
     progress: bool = ...,
     save_masks: bool = ...,
+    check_memory: bool = ...,
 ) -> list[EarlyBirdResults]: ...
 
 
@@ -179,6 +181,7 @@ def compute_early_bird_tickets(
     seed: int = 0,
     progress: bool = True,
     save_masks: bool = False,
+    check_memory: bool = True,
 ) -> EarlyBirdResults | list[EarlyBirdResults]:
     r"""Train a model until its magnitude mask has settled; the mask is the early-bird ticket.
 
@@ -241,6 +244,7 @@ def compute_early_bird_tickets(
         seed: Non-negative integer.
         progress: Show a bar on anything that takes over two seconds.
         save_masks: Keep the mask of every check in `run_dir`/masks, as a ticket file.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         An `EarlyBirdResults`, or a list of them in the order of the sparsities.
@@ -256,6 +260,7 @@ def compute_early_bird_tickets(
         WeightsError: Weights that are NaN before training, or on the meta device.
         BatchError: A batch of an unknown form.
         RunFolderError: A folder in use, of another configuration, damaged or not writable.
+        MemoryPlanError: More memory is needed than is free.
 
     Example:
         >>> import torch
@@ -313,5 +318,6 @@ def compute_early_bird_tickets(
         resume=resume,
         save_masks=save_masks,
         progress=progress,
+        check_memory=check_memory,
     )
     return results if isinstance(target_sparsity, Sequence) else results[0]

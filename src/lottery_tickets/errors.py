@@ -87,6 +87,14 @@ class CheckpointError(LotteryTicketError, ValueError):
     """A checkpoint folder that cannot be read or written as asked."""
 
 
+class PlanError(LotteryTicketError, ValueError):
+    """A question about memory that has no answer: an unknown operation, model, optimizer or amount."""
+
+
+class MemoryPlanError(LotteryTicketError, RuntimeError):
+    """An operation that needs more memory than is free, refused before it starts."""
+
+
 class MissingExtraError(LotteryTicketError, ImportError):
     """A feature whose optional dependency is not installed."""
 

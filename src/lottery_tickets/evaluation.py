@@ -26,6 +26,7 @@ from lottery_tickets._batches import (
 from lottery_tickets._quality import Baseline, TicketQuality, checked_baseline, ticket_quality
 from lottery_tickets.errors import EvaluationError
 from lottery_tickets.masks import Mask, applied, as_mask, parameters_of
+from lottery_tickets.planning import refuse_if_too_large
 
 __all__ = [
     "Baseline",
@@ -51,6 +52,7 @@ def compute_lottery_ticket_quality(
     confidence: float = 0.95,
     nonfinite: Nonfinite = "raise",
     progress: bool = True,
+    check_memory: bool = True,
 ) -> TicketQuality:
     """Loss, perplexity or accuracy of a ticket beside the dense model's on the same batches.
 
@@ -79,6 +81,7 @@ def compute_lottery_ticket_quality(
         confidence: Coverage of the intervals, in (0, 1).
         nonfinite: "raise" refuses a loss that is not finite, "skip" leaves such batches out on both sides.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         A `TicketQuality`.
@@ -87,6 +90,7 @@ def compute_lottery_ticket_quality(
         EvaluationError: No batches, no labels, a loss that is not finite, or an argument out of range.
         BatchError: A batch or a model output of an unknown form; the message says what came.
         MaskMismatchError: A mask that does not fit the model.
+        MemoryPlanError: More memory is needed than is free.
 
     Example:
         >>> import torch
@@ -103,7 +107,7 @@ def compute_lottery_ticket_quality(
         Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 1: a winning ticket matches the
         test accuracy of the dense network. Cochran, "Sampling Techniques", 3rd edition, 1977, section 6.4.
     """
-    options = _Options(max_batches, precision_mode, loss_fn, confidence, nonfinite, progress)
+    options = _Options(max_batches, precision_mode, loss_fn, confidence, nonfinite, progress, check_memory)
     return _qualities(model, {"mask": mask}, dataloader, baseline_performance, options)["mask"]
 
 
@@ -119,6 +123,7 @@ def compute_lottery_ticket_qualities(
     confidence: float = 0.95,
     nonfinite: Nonfinite = "raise",
     progress: bool = True,
+    check_memory: bool = True,
 ) -> dict[str, TicketQuality]:
     """Quality of several tickets of one model; the dense model is measured once, on the same batches.
 
@@ -136,6 +141,7 @@ def compute_lottery_ticket_qualities(
         nonfinite: See there; with "skip" a batch is left out for the tickets whose loss it spoils, and their
             baselines.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         A `TicketQuality` for each name of `masks`.
@@ -144,6 +150,7 @@ def compute_lottery_ticket_qualities(
         EvaluationError: No masks, no batches, no labels, a loss that is not finite, or an argument out of range.
         BatchError: A batch or a model output of an unknown form.
         MaskMismatchError: A mask that does not fit the model.
+        MemoryPlanError: More memory is needed than is free.
 
     Example:
         >>> import torch
@@ -157,7 +164,7 @@ def compute_lottery_ticket_qualities(
     """
     if not masks:
         raise EvaluationError("masks is empty; give at least one mask by name.")
-    options = _Options(max_batches, precision_mode, loss_fn, confidence, nonfinite, progress)
+    options = _Options(max_batches, precision_mode, loss_fn, confidence, nonfinite, progress, check_memory)
     return _qualities(model, masks, dataloader, baseline_performance, options)
 
 
@@ -169,6 +176,7 @@ class _Options:
     confidence: float
     nonfinite: Nonfinite
     progress: bool
+    check_memory: bool
 
     def __post_init__(self) -> None:
         count = self.max_batches
@@ -201,6 +209,7 @@ def _qualities(
     tickets = {name: _Run(f"ticket {name!r}", as_mask(mask)) for name, mask in masks.items()}
     for run in tickets.values():
         parameters_of(model, run.mask or {})
+    refuse_if_too_large("quality", model, dataloader, check=options.check_memory, masks=len(masks))
     dense = _Run("the dense model", None)
     runs = [*tickets.values()] if given else [dense, *tickets.values()]
     with evaluating(model), _random_state_kept(model):

@@ -11,6 +11,7 @@ from torch import nn
 
 from lottery_tickets.errors import MaskMismatchError, ParameterSelectionError, SparsityError, WeightsError
 from lottery_tickets.masks import Mask, Patterns, parameter_aliases, prunable_parameters
+from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.sparsity import (
     Allocation,
     PatternRemainder,
@@ -46,6 +47,7 @@ def create_importance_mask(
     owl_threshold: float = ...,
     owl_lambda: float = ...,
     progress: bool = ...,
+    check_memory: bool = ...,
 ) -> Mask: ...
 
 
@@ -66,6 +68,7 @@ def create_importance_mask(
     owl_threshold: float = ...,
     owl_lambda: float = ...,
     progress: bool = ...,
+    check_memory: bool = ...,
 ) -> list[Mask]: ...
 
 
@@ -85,6 +88,7 @@ def create_importance_mask(
     owl_threshold: float = 5.0,
     owl_lambda: float = 0.08,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> Mask | list[Mask]:
     r"""Mask that removes the weights with the lowest scores, exactly as many as asked.
 
@@ -130,6 +134,7 @@ def create_importance_mask(
         owl_threshold: M of OWL.
         owl_lambda: Lambda of OWL.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         The mask, or a list of masks for a list of sparsities.
@@ -140,6 +145,7 @@ def create_importance_mask(
         WeightsError: No scores, NaN (named with its tensor and count), or a data type that cannot be ranked.
         MaskMismatchError: Scores that are missing, of tensors the model does not have, or of another shape.
         ParameterSelectionError: A pattern of names that matches nothing, or one without a model.
+        MemoryPlanError: More memory is needed than is free.
 
     Warns:
         LayerCollapseWarning: A global threshold removed every weight of a tensor.
@@ -168,6 +174,8 @@ def create_importance_mask(
     if keep not in get_args(Keep):
         raise SparsityError(f"keep is 'largest' or 'smallest', which scores stay; got {keep!r}.")
     chosen = _chosen(scores, model, include, exclude)
+    number = len(sparsity) if isinstance(sparsity, Sequence) else 1
+    refuse_if_too_large("mask", chosen, check=check_memory, masks=max(1, number))
     signed = [name for name, (low, _) in extremes(chosen).items() if low < 0]
     if allocation in ("lamp", "owl") and (signed or keep == "smallest"):
         what = f"negative scores ({', '.join(signed)})" if signed else "keep='smallest'"

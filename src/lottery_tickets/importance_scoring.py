@@ -32,6 +32,7 @@ from lottery_tickets.gradients import (
     scorable,
 )
 from lottery_tickets.masks import Patterns
+from lottery_tickets.planning import refuse_if_too_large
 
 __all__ = [
     "GradientImportance",
@@ -99,6 +100,7 @@ def compute_gradient_importance(
     checkpoint_activations: bool = ...,
     return_stats: Literal[False] = ...,
     progress: bool = ...,
+    check_memory: bool = ...,
 ) -> Scores: ...
 
 
@@ -120,6 +122,7 @@ def compute_gradient_importance(
     checkpoint_activations: bool = ...,
     return_stats: Literal[True],
     progress: bool = ...,
+    check_memory: bool = ...,
 ) -> tuple[Scores, ScoreStats]: ...
 
 
@@ -140,6 +143,7 @@ def compute_gradient_importance(
     checkpoint_activations: bool = False,
     return_stats: bool = False,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> Scores | tuple[Scores, ScoreStats]:
     """Scores of weights w from the gradients g_s = dL_s/dw of the losses of n single samples s.
 
@@ -177,6 +181,7 @@ def compute_gradient_importance(
             compute the rest again in the backward pass.
         return_stats: Return a `ScoreStats` too; takes another look at each gradient.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         Scores by name, or a pair of them and a `ScoreStats`.
@@ -185,6 +190,7 @@ def compute_gradient_importance(
         ScoreError: No samples, a loss or score that is not finite, or an argument out of range.
         BatchError: A batch or a model output of an unknown form.
         ParameterSelectionError: Nothing to score, or a pattern without a match.
+        MemoryPlanError: More memory is needed than is free.
 
     Example:
         >>> import torch
@@ -215,6 +221,7 @@ def compute_gradient_importance(
         seed=seed,
         checkpoint_activations=checkpoint_activations,
         progress=progress,
+        check_memory=check_memory,
     )
     scored = compute_scores(model, dataloader, _CRITERIA[importance_type], options, moments=return_stats)
     return (scored.scores, _stats(scored)) if return_stats else scored.scores
@@ -382,7 +389,7 @@ def compute_snip_importance(model: nn.Module, dataloader: Any, **options: Any) -
 
 
 def compute_magnitude_importance(
-    model: nn.Module, *, include: Patterns = None, exclude: Patterns = None
+    model: nn.Module, *, include: Patterns = None, exclude: Patterns = None, check_memory: bool = True
 ) -> Scores:
     """Magnitude: `|w|`. The scores are a float32 copy; `create_magnitude_mask` needs none.
 
@@ -390,6 +397,7 @@ def compute_magnitude_importance(
         model: Any module.
         include: Widens what is scored; see `prunable_parameters`.
         exclude: Narrows it.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         Scores by name.
@@ -397,6 +405,7 @@ def compute_magnitude_importance(
     Raises:
         ParameterSelectionError: Nothing to score.
         ScoreError: Weights that are not finite.
+        MemoryPlanError: More memory is needed than is free.
 
     Example:
         >>> import torch
@@ -409,6 +418,7 @@ def compute_magnitude_importance(
     References:
         Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015, section 3.
     """
+    refuse_if_too_large("magnitude", model, check=check_memory, include=include, exclude=exclude)
     scores = {}
     for name, parameter in scorable(model, include, exclude).items():
         scores[name] = parameter.detach().to(torch.float32, copy=True).abs_().cpu()
@@ -424,6 +434,7 @@ def compute_hybrid_importance(
     include: Patterns = None,
     exclude: Patterns = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    check_memory: bool = True,
     **shared: Any,
 ) -> Scores:
     """Weighted sum of several criteria's ranks: `sum_c a_c rank_c(w) / N`.
@@ -441,6 +452,7 @@ def compute_hybrid_importance(
         include: Widens what is scored; see `prunable_parameters`.
         exclude: Narrows it.
         options: Criterion to further keyword arguments of its own function.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
         shared: Keyword arguments of every function that needs data: num_samples, seed, progress.
 
     Returns:
@@ -448,6 +460,7 @@ def compute_hybrid_importance(
 
     Raises:
         ScoreError: An unknown criterion, a factor that is not positive, or see the criteria's own functions.
+        MemoryPlanError: More memory is needed than is free.
 
     Example:
         >>> import torch
@@ -467,13 +480,16 @@ def compute_hybrid_importance(
             raise ScoreError(f"The factor of {name!r} is a positive number, got {factor!r}.")
     if not weights:
         raise ScoreError("weights is empty; give at least one criterion and its factor.")
+    # Of the ranks; what each criterion takes beside them it asks for itself.
+    refuse_if_too_large("magnitude", model, check=check_memory, include=include, exclude=exclude)
     parameters = scorable(model, include, exclude)
     ranks = {name: torch.zeros(parameter.shape) for name, parameter in parameters.items()}
     batches = dataloader
     if iter(batches_of(batches)) is batches:
         batches = list(batches)
     for criterion, factor in weights.items():
-        chosen: dict[str, Any] = {"include": include, "exclude": exclude, **given.get(criterion, {})}
+        chosen: dict[str, Any] = {"include": include, "exclude": exclude, "check_memory": check_memory}
+        chosen |= given.get(criterion, {})
         if criterion == "magnitude":
             scores = compute_magnitude_importance(model, **chosen)
         else:

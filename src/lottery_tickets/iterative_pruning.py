@@ -51,6 +51,7 @@ from lottery_tickets._iterative._settings import Scope, Settings
 from lottery_tickets._iterative._trainings import Trainings
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.masks import Patterns, lasting, prunable_parameters
+from lottery_tickets.planning import refuse_training_if_too_large
 from lottery_tickets.runs import RunFolder, private_random_state
 from lottery_tickets.training import (
     Checkpointing,
@@ -107,6 +108,7 @@ def compute_iterative_magnitude_pruning(
     save_every_steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> IterativePruningResults:
     r"""Train, prune and rewind for several rounds; the last mask is the ticket.
 
@@ -173,6 +175,7 @@ def compute_iterative_magnitude_pruning(
         save_every_steps: Steps between states on disk inside a round; None for the end of every epoch.
         seed: Non-negative integer.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         An `IterativePruningResults`.
@@ -188,6 +191,7 @@ def compute_iterative_magnitude_pruning(
         EvaluationError: Evaluation data without batches or labels.
         BatchError: A batch of an unknown form.
         RunFolderError: A folder in use, of another configuration, damaged or not writable.
+        MemoryPlanError: More memory is needed than is free.
 
     Warns:
         LayerCollapseWarning: A tensor lost all its weights.
@@ -270,6 +274,17 @@ def compute_iterative_magnitude_pruning(
         prune_fraction=prune_fraction,
         layer_fractions=settings.layer_fractions,
         by_layer=scope == "layer",
+    )
+    refuse_training_if_too_large(
+        "iterative",
+        model,
+        dataloader,
+        recipe,
+        check=check_memory,
+        include=settings.include,
+        exclude=settings.exclude,
+        on_disk=run_dir is not None,
+        rewind_later=bool(rewind_epoch or rewind_step),
     )
     judge = None if eval_dataloader is None else Judge(eval_dataloader, test_dataloader, loss_fn=loss_fn)
     with ExitStack() as stack:

@@ -16,6 +16,7 @@ from torch import nn
 from lottery_tickets.errors import ParameterSelectionError, SparsityError
 from lottery_tickets.large_models import map_weights, resolve_model
 from lottery_tickets.masks import Mask, Patterns, prunable_parameters
+from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.sparsity import (
     Allocation,
     NanPolicy,
@@ -73,6 +74,7 @@ def create_magnitude_mask(
     min_density: float | None = ...,
     nan: NanPolicy = ...,
     progress: bool = ...,
+    check_memory: bool = ...,
 ) -> Mask: ...
 
 
@@ -94,6 +96,7 @@ def create_magnitude_mask(
     min_density: float | None = ...,
     nan: NanPolicy = ...,
     progress: bool = ...,
+    check_memory: bool = ...,
 ) -> list[Mask]: ...
 
 
@@ -114,6 +117,7 @@ def create_magnitude_mask(
     min_density: float | None = None,
     nan: NanPolicy = "raise",
     progress: bool = True,
+    check_memory: bool = True,
 ) -> Mask | list[Mask]:
     """Mask that removes exactly the `round(sparsity * N)` smallest magnitudes of N weights.
 
@@ -144,6 +148,7 @@ def create_magnitude_mask(
         min_density: Every tensor keeps at least this share of its weights; the total stays exact.
         nan: "raise" refuses NaN weights, "prune" ranks them below all others.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         The mask, or a list of masks for a list of sparsities.
@@ -153,6 +158,7 @@ def create_magnitude_mask(
             a scope, allocation, pattern and floor of which two contradict each other.
         WeightsError: NaN (named with its tensor and count), meta tensors, a data type without magnitudes.
         ParameterSelectionError: A pattern that matches nothing.
+        MemoryPlanError: More memory is needed than is free.
         CheckpointError: A checkpoint that `map_weights` refuses.
 
     Warns:
@@ -184,6 +190,8 @@ def create_magnitude_mask(
             )
     else:
         tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
+        number = len(sparsity) if isinstance(sparsity, Sequence) else 1
+        refuse_if_too_large("mask", tensors, check=check_memory, masks=max(1, number), use_histogram=use_histogram)
         layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
         masks, single = draw_masks(ranked(tensors, layouts), sparsity, rule)
     for mask in masks:

@@ -142,7 +142,7 @@ class Watch:
         birds = [bird for bird in self._birds if not bird.settled]
         sparsities = [bird.sparsity for bird in birds]
         tensors = self._tensors()
-        masks = create_magnitude_mask(tensors, sparsities, progress=False)
+        masks = create_magnitude_mask(tensors, sparsities, progress=False, check_memory=False)
         movement = self._probe.update(tensors, sparsities)
         correlation = None if self._ranks is None else self._ranks.update(tensors)
         moved = None if movement is None else movement.moved_fraction

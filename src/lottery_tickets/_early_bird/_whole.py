@@ -15,6 +15,7 @@ from lottery_tickets._early_bird._search import Search, TrainEpochs
 from lottery_tickets._early_bird._settings import Settings
 from lottery_tickets._early_bird._watch import Watch
 from lottery_tickets.errors import TrainingError
+from lottery_tickets.planning import refuse_training_if_too_large
 from lottery_tickets.runs import RunFolder, private_random_state
 from lottery_tickets.training import (
     DataOrder,
@@ -37,6 +38,7 @@ def find_birds(
     resume: bool,
     save_masks: bool,
     progress: bool,
+    check_memory: bool = True,
 ) -> list[EarlyBirdResults]:
     """A search from beginning to end; see `compute_early_bird_tickets`."""
     if save_masks and run_dir is None:
@@ -54,6 +56,17 @@ def find_birds(
             "weights are not moving: no parameter requires gradients, so nothing was trained",
             EarlyBirdTraining(steps=0, skipped=0, mean_loss=None),
         )
+    refuse_training_if_too_large(
+        "early-bird",
+        model,
+        dataloader,
+        recipe,
+        check=check_memory,
+        include=settings.include,
+        exclude=settings.exclude,
+        criterion=settings.criterion,
+        masks=len(settings.sparsities),
+    )
     with ExitStack() as stack:
         stack.enter_context(private_random_state())
         run = None

@@ -10,6 +10,7 @@ from lottery_tickets.cli import (  # noqa: F401  # to register their commands
     _early_bird,
     _imp,
     _judge,
+    _plan_memory,
     _score,
     _stability,
     _tickets,

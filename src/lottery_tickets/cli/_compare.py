@@ -46,6 +46,7 @@ MIB = 1 << 20
     "lottery-tickets compare ./my-model --criteria magnitude,wanda,fisher -s 0.3 -s 0.5 --text book.txt",
     "lottery-tickets compare ./my-model --criteria magnitude,wanda --scope layer --scope row -s 0.5 "
     "--pattern 2:4 --text book.txt -o comparison.json --plot comparison.svg",
+    asks_memory=True,
 )
 def compare(
     session: Session,

@@ -24,7 +24,7 @@ CONTEXT = 512
 START = 2_000_000
 
 
-@command(app, "demo", "lottery-tickets demo --output tickets")
+@command(app, "demo", "lottery-tickets demo --output tickets", asks_memory=True)
 def demo(
     session: Session,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tickets.")] = Path("tickets"),

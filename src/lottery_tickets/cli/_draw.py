@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     "lottery-tickets mask ./my-model --sparsity 0.7 --allocation erk --exclude '*.down_proj.weight' -o tickets",
     "lottery-tickets mask ./my-model --criterion wanda --pattern 2:4 --calibration book.txt -o tickets",
     "lottery-tickets mask ./my-model --scores scores/fisher.safetensors --sparsity 0.5 -o tickets",
+    asks_memory=True,
 )
 def mask(
     session: Session,

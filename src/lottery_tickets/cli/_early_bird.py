@@ -50,6 +50,7 @@ class Optimizer(str, Enum):
     "early-bird",
     "lottery-tickets early-bird lenet-300-100 --data mnist --sparsity 0.5 --controls -o runs/lenet",
     "lottery-tickets early-bird ./my-model --data book.txt --check-every-steps 8 --epochs 1 -o runs/my-model",
+    asks_memory=True,
 )
 def early_bird(
     session: Session,

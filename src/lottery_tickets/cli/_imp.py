@@ -73,6 +73,7 @@ class Rewinding(str, Enum):
     "--scope layer --output-fraction 0.1 --lr 1.2e-3 --epochs 20 --eval-every 100 --seeds 5 -o runs/paper",
     "lottery-tickets imp --model mynet:make --data mynet:loaders --optimizer sgd --lr 0.1 --momentum 0.9 "
     "--schedule cosine --rewind-step 500 -o runs/mine",
+    asks_memory=True,
 )
 def imp(
     session: Session,

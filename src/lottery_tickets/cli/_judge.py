@@ -38,6 +38,7 @@ class Method(str, Enum):
     "evaluate",
     "lottery-tickets evaluate ./my-model tickets/magnitude-0.5.safetensors --text book.txt --context 512",
     "lottery-tickets evaluate ./my-model tickets/*.safetensors --text book.txt --max-windows 20 --json",
+    asks_memory=True,
 )
 def evaluate(
     session: Session,

@@ -42,6 +42,7 @@ from lottery_tickets.cli._shell import Report, Session, command, new_table
     "lottery-tickets score ./my-model --criterion taylor --criterion wanda --data book.txt --samples 32 -o scores",
     "lottery-tickets score ./large-model --criterion fisher --data book.txt --store disk --checkpoint-activations "
     "--batch-size 1 -o scores",
+    asks_memory=True,
 )
 def score(
     session: Session,

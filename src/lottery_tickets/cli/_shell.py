@@ -23,7 +23,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from lottery_tickets.errors import LotteryTicketError
+from lottery_tickets.errors import LotteryTicketError, MemoryPlanError
 
 P = ParamSpec("P")
 
@@ -35,6 +35,10 @@ JsonOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors only.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done to stderr.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+MemoryOption = Annotated[
+    bool, typer.Option("--no-memory-check", help="Go on where more memory is needed than is free.")
+]
 
 _COMMON = {"json_": JsonOption, "quiet": QuietOption, "verbose": VerboseOption, "debug": DebugOption}
 _PIPE_WIDTH = 120  # columns where there is no terminal to ask
@@ -65,19 +69,29 @@ class Report:
     show: Callable[[Console], None]
 
 
-def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Callable[P, Report]], Callable[..., None]]:
+def command(
+    app: typer.Typer, name: str, *examples: str, asks_memory: bool = False
+) -> Callable[[Callable[P, Report]], Callable[..., None]]:
     """Register a function as a command with the common options, examples in its help, and one-line errors.
 
     Args:
         app: Where to.
         name: The command's name.
         examples: Command lines for the help.
+        asks_memory: It calls what refuses to start where memory is short, and gets an option against that.
     """
 
     def register(function: Callable[P, Report]) -> Callable[..., None]:
         @wraps(function)
-        def run(json_: bool, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> None:
-            with _one_line_errors(debug), _logging(verbose, debug), _one_line_warnings(quiet):
+        def run(
+            json_: bool, quiet: bool, verbose: bool, debug: bool, no_memory_check: bool = False, **arguments: Any
+        ) -> None:
+            with (
+                _one_line_errors(debug),
+                _logging(verbose, debug),
+                _one_line_warnings(quiet),
+                _memory(unchecked=no_memory_check),
+            ):
                 report = function(Session(quiet), **arguments)  # type: ignore[arg-type]
                 if json_:
                     typer.echo(json.dumps(strict(report.data), indent=2, ensure_ascii=False, allow_nan=False))
@@ -88,9 +102,10 @@ def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Callable[P
 
         signature = inspect.signature(function, eval_str=True)
         own = [parameter for key, parameter in signature.parameters.items() if key != "session"]
+        options = {**_COMMON, **({"no_memory_check": MemoryOption} if asks_memory else {})}
         common = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-            for key, annotation in _COMMON.items()
+            for key, annotation in options.items()
         ]
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + common
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -126,6 +141,11 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise
+    except MemoryPlanError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}\n--no-memory-check goes on all the same.", err=True)
+        raise typer.Exit(1) from None
     except (LotteryTicketError, OSError) as error:
         if debug:
             raise
@@ -134,6 +154,18 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
         if debug:
             raise
         _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
+
+
+@contextmanager
+def _memory(*, unchecked: bool) -> Iterator[None]:
+    """Whether operations ask for their memory before they start."""
+    if not unchecked:
+        yield
+        return
+    from lottery_tickets import planning
+
+    with planning.unchecked():
+        yield
 
 
 def _described(error: Exception) -> str:

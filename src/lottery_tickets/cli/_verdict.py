@@ -42,6 +42,7 @@ class Moment(str, Enum):
     "verdict",
     "lottery-tickets verdict runs/lenet",
     "lottery-tickets verdict runs/lenet --round 6 --controls dense,random_reinit,random_mask --margin 0.01",
+    asks_memory=True,
 )
 def verdict(
     session: Session,

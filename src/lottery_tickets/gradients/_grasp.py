@@ -18,6 +18,7 @@ from lottery_tickets.gradients._passes import Gradients
 from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.gradients._sums import Sums, check_finite
 from lottery_tickets.masks import Patterns, places_of
+from lottery_tickets.planning import refuse_if_too_large
 
 
 def compute_grasp_importance(
@@ -30,6 +31,7 @@ def compute_grasp_importance(
     exclude: Patterns = None,
     seed: int = 0,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Gradient signal preservation: `-w * (H g)`, with g and H the gradient and the Hessian of the mean loss.
 
@@ -50,6 +52,7 @@ def compute_grasp_importance(
         exclude: Narrows it.
         seed: Of the order of a dataloader that shuffles.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         Scores by name, signed.
@@ -58,6 +61,7 @@ def compute_grasp_importance(
         ScoreError: No samples, or a loss or score that is not finite.
         BatchError: A batch or a model output of an unknown form.
         ParameterSelectionError: Nothing to score.
+        MemoryPlanError: More memory is needed than is free.
 
     Example:
         >>> import torch
@@ -71,6 +75,7 @@ def compute_grasp_importance(
         Wang, Zhang and Grosse, "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020,
         equation 8 and algorithm 2.
     """
+    refuse_if_too_large("grasp", model, dataloader, check=check_memory, include=include, exclude=exclude)
     parameters = scorable(model, include, exclude)
     places = places_of(model, parameters)
     with borrowed(model, checkpoint_activations=False), widened(model), sdpa_kernel(SDPBackend.MATH):

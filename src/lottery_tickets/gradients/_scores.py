@@ -20,6 +20,7 @@ from lottery_tickets.gradients._passes import Gradients, Grouping
 from lottery_tickets.gradients._stores import Store
 from lottery_tickets.gradients._sums import Moments, Statistic, Sums
 from lottery_tickets.masks import Patterns, places_of, prunable_parameters
+from lottery_tickets.planning import refuse_if_too_large
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Options:
     seed: int = 0
     checkpoint_activations: bool = False
     progress: bool = True
+    check_memory: bool = True
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and (not isinstance(self.chunk_size, int) or self.chunk_size < 1):
@@ -111,7 +113,18 @@ def compute_scores(
         ScoreError: No samples, a loss or score that is not finite, an argument out of range.
         BatchError: A batch or output of an unknown form.
         ParameterSelectionError: Nothing to score.
+        MemoryPlanError: More memory is needed than is free.
     """
+    refuse_if_too_large(
+        "fisher",
+        model,
+        dataloader,
+        check=options.check_memory,
+        include=options.include,
+        exclude=options.exclude,
+        store=options.store if isinstance(options.store, str) else "disk",
+        gradient_checkpointing=options.checkpoint_activations,
+    )
     parameters = scorable(model, options.include, options.exclude)
     criterion = _clipped(criterion, options)
     chunks = list(_chunks(parameters, options.chunk_size))

@@ -16,6 +16,7 @@ from lottery_tickets.gradients._model import borrowed
 from lottery_tickets.gradients._ranks import add_ranks
 from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.masks import Patterns, places_of, unpack_range
+from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.sparsity import Selection
 
 _LEAST = torch.finfo(torch.float32).smallest_normal
@@ -30,6 +31,7 @@ def compute_synflow_importance(
     include: Patterns = None,
     exclude: Patterns = None,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Order of removal by synaptic flow, without data: iterative, on an exponential schedule.
 
@@ -62,6 +64,7 @@ def compute_synflow_importance(
         include: Widens what is scored; see `prunable_parameters`.
         exclude: Narrows it; what is not scored keeps its magnitude.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         Scores by name, in (0, 1].
@@ -69,6 +72,7 @@ def compute_synflow_importance(
     Raises:
         ScoreError: A flow that is not finite or nothing, weights it does not reach, or an argument out of range.
         ParameterSelectionError: Nothing to score.
+        MemoryPlanError: More memory is needed than is free.
 
     Example:
         >>> import torch
@@ -86,6 +90,7 @@ def compute_synflow_importance(
         raise ScoreError(f"rounds is a positive integer, got {rounds!r}.")
     if not 0 < final_density < 1:
         raise ScoreError(f"final_density is a fraction in (0, 1), got {final_density!r}.")
+    refuse_if_too_large("synflow", model, check=check_memory, include=include, exclude=exclude)
     parameters = scorable(model, include, exclude)
     kept = {name: torch.ones(one.shape, dtype=torch.bool) for name, one in parameters.items()}
     order = {name: torch.zeros(one.shape) for name, one in parameters.items()}

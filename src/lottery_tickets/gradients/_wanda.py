@@ -17,6 +17,7 @@ from lottery_tickets.gradients._model import borrowed
 from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.gradients._sums import check_finite
 from lottery_tickets.masks import Patterns, places_of
+from lottery_tickets.planning import refuse_if_too_large
 
 
 def compute_wanda_importance(
@@ -28,6 +29,7 @@ def compute_wanda_importance(
     exclude: Patterns = None,
     seed: int = 0,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Weight times activation: `|w_ij| * ||x_j||`, x_j the layer's input feature j over all tokens of all samples.
 
@@ -44,6 +46,7 @@ def compute_wanda_importance(
         exclude: Narrows it.
         seed: Of the order of a dataloader that shuffles.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         Scores by name.
@@ -52,6 +55,7 @@ def compute_wanda_importance(
         ScoreError: No samples, activations that are not finite, or weights whose layer was not called.
         BatchError: A batch of an unknown form.
         ParameterSelectionError: Nothing to score.
+        MemoryPlanError: More memory is needed than is free.
 
     Example:
         >>> import torch
@@ -64,6 +68,7 @@ def compute_wanda_importance(
     References:
         Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024, equation 1.
     """
+    refuse_if_too_large("wanda", model, dataloader, check=check_memory, include=include, exclude=exclude)
     parameters = scorable(model, include, exclude)
     places = places_of(model, parameters)
     layers = {

@@ -4,12 +4,18 @@ from lottery_tickets.training._activations import Checkpointing, blocks_of, chec
 from lottery_tickets.training._configuration import configuration, described
 from lottery_tickets.training._course import Course, Evaluation, Judge, Point, early_stopping
 from lottery_tickets.training._fused_sgd import FusedSGD
-from lottery_tickets.training._memory import TrainingBytes, log_training_bytes, training_bytes
+from lottery_tickets.training._memory import (
+    DecoderSizes,
+    TrainingBytes,
+    decoder_sizes,
+    log_training_bytes,
+    training_bytes,
+)
 from lottery_tickets.training._optimizers import AfterBackward, InBackward, MakeOptimizer, Stepper, make_optimizer
 from lottery_tickets.training._order import DataOrder
 from lottery_tickets.training._passes import Clip
 from lottery_tickets.training._peaks import devices_of, peak_bytes
-from lottery_tickets.training._recipe import LEARNING_RATES, OptimizerFunction, Recipe, TrainerFunction
+from lottery_tickets.training._recipe import LEARNING_RATES, OptimizerFunction, Recipe, TrainerFunction, length_of
 from lottery_tickets.training._snapshots import digest_of, restore_tensors, structure_digest, tensors_of
 from lottery_tickets.training._trainer import Nonfinite, Progress, SchedulerFactory, Trainer, training
 from lottery_tickets.training._weights import Precision, blocks
@@ -21,6 +27,7 @@ __all__ = [
     "Clip",
     "Course",
     "DataOrder",
+    "DecoderSizes",
     "Evaluation",
     "FusedSGD",
     "InBackward",
@@ -42,10 +49,12 @@ __all__ = [
     "checkpointed",
     "checkpointed_blocks",
     "configuration",
+    "decoder_sizes",
     "described",
     "devices_of",
     "digest_of",
     "early_stopping",
+    "length_of",
     "log_training_bytes",
     "make_optimizer",
     "peak_bytes",

@@ -18,6 +18,8 @@ _SINGLE = 4  # bytes of a float32
 _GIB = 1 << 30
 # torchao keeps a scale for every 256 weights and a table of 256 values; smaller or odd tensors stay in float32.
 _SCALED, _SMALLEST_8BIT = 256, 4096
+# transformers' decoders of this shape: gated feed-forward parts, RMS norms, attention by torch's fused kernels.
+_DECODERS = ("llama", "mistral", "phi3", "qwen2")
 # Buffers of a block's length that an update takes: numba rounds in place, torch in integers of 8 bytes.
 _BUFFERS, _BUFFERS_ELSEWHERE = 5, 16
 
@@ -34,7 +36,8 @@ class TrainingBytes(TypedDict):
             the output layer's gradient.
         in_a_block: What comes on top inside a transformer block: its activations (made again under
             checkpointing), gradients on their way, the largest parameter's gradient.
-        at_the_embedding: What comes on top at the end: the gradient of the embedding, and of weights tied to it.
+        at_the_embedding: What comes on top at the end: the gradient of the embedding, that of weights tied to it,
+            and the sum of both.
         update: Buffers of one parameter's update.
         peak: All that is there throughout, the largest of the three moments, and the update.
         activations_known: Whether the architecture's sizes were known; else there are no activations in the sums,
@@ -81,7 +84,8 @@ def training_bytes(
     Attention is taken to keep no matrix of scores, as torch's fused kernels do.
 
     Args:
-        model: On any device. Sizes come from its `config`, if it has one as transformers' decoders have.
+        model: On any device. Sizes come from its `config`, if it is one of transformers' decoders that are known
+            (Llama, Mistral, Phi-3, Qwen2 and what has their architecture).
         batch_size: Samples of one forward pass.
         sequence_length: Tokens of each.
         optimizer: A name of `make_optimizer`, or "torch sgd" and "torch adamw" stepping after the backward pass.
@@ -127,7 +131,7 @@ def training_bytes(
         throughout["micro-batches"] = sum(one.numel() * max(_SINGLE, one.element_size()) for one in trainable)
     if not in_backward:
         throughout["gradients"] = sum(_bytes(one) for one in trainable)
-    sizes = _sizes_of(model)
+    sizes = decoder_sizes(model)
     tokens, width = batch_size * sequence_length, parameters[0].element_size() if parameters else _SINGLE
     inside = {} if sizes is None else sizes.block(tokens, width)
     at_the_loss: dict[str, int] = {}
@@ -171,8 +175,16 @@ def log_training_bytes(predicted: TrainingBytes) -> None:
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    """Of a transformer decoder."""
+class DecoderSizes:
+    """Of a transformer decoder.
+
+    Attributes:
+        hidden: Width of a token between blocks.
+        layers: Blocks.
+        queries: Width of the queries of all heads.
+        feed_forward: Width inside the feed-forward part.
+        words: Of the vocabulary.
+    """
 
     hidden: int
     layers: int
@@ -181,10 +193,12 @@ class _Sizes:
     words: int
 
     def last_norm(self, tokens: int, width: int) -> int:
+        """Bytes of the norm before the output layer, for so many tokens in numbers of so many bytes."""
         # Input, output and what is between, one of them in float32 for halves.
         return tokens * self.hidden * (2 * width + max(width, _SINGLE))
 
     def block(self, tokens: int, width: int) -> dict[str, int]:
+        """Bytes of one block's activations, and of their gradients on the way back."""
         # Inputs and outputs of two norms and the middle sum (5h); queries, keys and values as attention sees them,
         # its output and their rotations (6q); gate, its activation, the other half and their product (4m).
         own = tokens * width * (5 * self.hidden + 6 * self.queries + 4 * self.feed_forward)
@@ -193,14 +207,17 @@ class _Sizes:
         return {"activations": own, "gradients of activations": 3 * tokens * width * self.feed_forward}
 
 
-def _sizes_of(model: nn.Module) -> _Sizes | None:
+def decoder_sizes(model: nn.Module) -> DecoderSizes | None:
+    """Sizes of an architecture whose activations are known; None for any other."""
     config: Any = getattr(model, "config", None)
+    if getattr(config, "model_type", None) not in _DECODERS:
+        return None
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     hidden, layers, heads, feed_forward, words = (getattr(config, name, None) for name in names)
     if hidden is None or layers is None or heads is None or feed_forward is None or words is None:
         return None
     head = getattr(config, "head_dim", None) or hidden // heads
-    return _Sizes(hidden, layers, heads * head, feed_forward, words)
+    return DecoderSizes(hidden, layers, heads * head, feed_forward, words)
 
 
 def _gradients_by_moment(model: nn.Module, trainable: list[nn.Parameter]) -> dict[str, int]:
@@ -208,14 +225,14 @@ def _gradients_by_moment(model: nn.Module, trainable: list[nn.Parameter]) -> dic
     embeddings = {id(one.weight): one.weight for one in model.modules() if isinstance(one, nn.Embedding)}
     outputs = {id(one.weight): one.weight for one in model.modules() if isinstance(one, nn.Linear)}
     words = [one for one in trainable if id(one) in embeddings]
-    # A tied output layer's share waits for the embedding's until the end, and is added to it there.
+    # A tied output layer's share waits for the embedding's until the end, where autograd makes their sum anew.
     waiting = sum(_bytes(one) for one in words if id(one) in outputs)
     largest_embedding = max((_bytes(one) for one in words), default=0)
     largest_word = max((one.shape[0] for one in words), default=0)
     rest = [one for one in trainable if id(one) not in embeddings]
     head = max((_bytes(one) for one in rest if largest_word and one.shape[:1] == (largest_word,)), default=0)
     block = max((_bytes(one) for one in rest if not largest_word or one.shape[:1] != (largest_word,)), default=0)
-    return {"loss": max(head, waiting), "block": block + waiting, "embedding": largest_embedding + waiting}
+    return {"loss": max(head, waiting), "block": block + waiting, "embedding": largest_embedding + 2 * waiting}
 
 
 def _state_bytes(parameter: nn.Parameter, optimizer: Kind, momentum: float) -> int:

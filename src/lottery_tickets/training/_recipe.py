@@ -123,7 +123,7 @@ class Recipe:
         predicted = training_bytes(
             model,
             batch_size=max(1, rows),
-            sequence_length=_length_of(batch),
+            sequence_length=length_of(batch),
             optimizer=cast("Any", self.optimizer),
             momentum=self.momentum,
             precision=self.precision,
@@ -168,7 +168,7 @@ class Recipe:
             )
 
 
-def _length_of(batch: Any) -> int:
+def length_of(batch: Any) -> int:
     """Tokens of a sample; 1 where a sample is no sequence of tokens."""
     inputs = batch if isinstance(batch, Mapping) else batch[0]
     if isinstance(inputs, Mapping):

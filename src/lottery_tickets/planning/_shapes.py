@@ -1,0 +1,86 @@
+"""What the bytes of an operation hang on, read off a model's parameters once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lottery_tickets.masks import Patterns, chosen_parameters, packed_size
+from lottery_tickets.training import DecoderSizes, decoder_sizes
+
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of a model, or of tensors without one.
+
+    Attributes:
+        model: None for tensors.
+        weights: Bytes of all parameters and buffers.
+        narrow: Floating-point numbers of two bytes among them.
+        width: Bytes of a parameter, that of the first.
+        prunable: Name to the number of weights.
+        largest: Bytes of the largest prunable tensor.
+        decoder: Of an architecture whose activations are known; else None.
+    """
+
+    model: nn.Module | None
+    weights: int
+    narrow: int
+    width: int
+    prunable: Mapping[str, int]
+    largest: int
+    decoder: DecoderSizes | None
+
+    @classmethod
+    def of_model(cls, model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> Shapes:
+        """Of a module on any device.
+
+        Raises:
+            ParameterSelectionError: See `prunable_parameters`.
+        """
+        numbers: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
+        chosen = chosen_parameters(model, include, exclude, only_weights=True)
+        return cls._of(numbers, chosen, model, decoder_sizes(model))
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Shapes:
+        """Of weights or scores by name, all of which are ranked."""
+        return cls._of(list(tensors.values()), tensors, None, None)
+
+    @classmethod
+    def _of(
+        cls,
+        numbers: list[torch.Tensor],
+        chosen: Mapping[str, torch.Tensor],
+        model: nn.Module | None,
+        decoder: DecoderSizes | None,
+    ) -> Shapes:
+        return cls(
+            model=model,
+            weights=sum(one.numel() * one.element_size() for one in numbers),
+            narrow=sum(one.numel() for one in numbers if one.dtype in _HALVES),
+            width=numbers[0].element_size() if numbers else 4,
+            prunable={name: one.numel() for name, one in chosen.items()},
+            largest=max((one.numel() * one.element_size() for one in chosen.values()), default=0),
+            decoder=decoder,
+        )
+
+    @property
+    def count(self) -> int:
+        """Prunable weights."""
+        return sum(self.prunable.values())
+
+    @property
+    def most(self) -> int:
+        """Weights of the largest prunable tensor."""
+        return max(self.prunable.values(), default=0)
+
+    @property
+    def mask(self) -> int:
+        """Bytes of a packed mask."""
+        return sum(packed_size(numel) for numel in self.prunable.values())
