@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help venv data demo test test-all check docs bench clean
+.PHONY: help venv data demo test test-all check docs bench reproduce clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,9 +52,16 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/early_bird_memory.py
 	$(BIN)/python benchmarks/early_bird_check.py
 	$(BIN)/python benchmarks/rank_correlation.py
+	$(BIN)/python benchmarks/imp.py
 	$(BIN)/python benchmarks/memory_plan.py
 	$(BIN)/python benchmarks/batch_sizes.py
+	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/tables.py
+
+reproduce: $(INSTALLED) ## The lottery ticket papers, again: an hour or more; go on with it by calling it again
+	$(BIN)/python benchmarks/reproduce.py --jobs 2
+	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/tables.py
 
 clean: ## Remove everything the targets made in the tree
-	rm -rf .venv site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage tickets
+	rm -rf .venv site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage tickets reproduce

@@ -93,6 +93,14 @@ def make_checkpoint(folder: Path, billions: float) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
+def check_room(home: Path, billions: float) -> None:
+    """End, if the disk cannot take the checkpoint and a copy."""
+    home.mkdir(parents=True, exist_ok=True)
+    needed, free = 2 * int(2.2e9 * billions) + (1 << 30), shutil.disk_usage(home).free
+    if needed > free:
+        raise SystemExit(f"{home}: about {needed / 1e9:.0f} GB are needed, and {free / 1e9:.0f} are free there")
+
+
 def write_shard(path: Path, shapes: Mapping[str, torch.Size], seed: int) -> None:
     """One shard of normal numbers, drawn by two threads ahead of the disk."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -271,17 +279,29 @@ def bytes_read() -> int:
 
 def benchmark(folder: Path, billions: float, repeats: int) -> dict[str, Any]:
     """All figures of one checkpoint."""
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    rounds = []
-    for _ in range(repeats):
-        found = {READ: measured(read_twice, folder), DRAW: measured(draw, folder)}
-        for name, prepare, target in ((COPY, copy, "copy"), (APPLY, apply, "pruned")):
-            found[name] = measured(prepare, folder)
-            shutil.rmtree(folder.with_name(target))
-        rounds.append(found)
+    rounds = [{**drawing(folder), **applying(folder)} for _ in range(repeats)]
     rounds.sort(key=lambda found: found[DRAW]["seconds"] / found[READ]["seconds"])
-    middle = rounds[len(rounds) // 2]
-    packed = sum((rows + 7) // 8 for rows in [middle[DRAW]["numel"]])
+    return told(folder, billions, rounds[len(rounds) // 2])
+
+
+def drawing(folder: Path) -> dict[str, Any]:
+    """The files read twice, and the ticket drawn."""
+    return {READ: measured(read_twice, folder), DRAW: measured(draw, folder)}
+
+
+def applying(folder: Path) -> dict[str, Any]:
+    """The files copied, and the ticket applied."""
+    found = {}
+    for name, prepare, target in ((COPY, copy, "copy"), (APPLY, apply, "pruned")):
+        found[name] = measured(prepare, folder)
+        shutil.rmtree(folder.with_name(target))
+    return found
+
+
+def told(folder: Path, billions: float, middle: dict[str, Any]) -> dict[str, Any]:
+    """A round's figures, and what they say."""
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    packed = (middle[DRAW]["numel"] + 7) // 8
     return {
         "billions": billions,
         "file_bytes": size,
@@ -329,12 +349,17 @@ def main() -> None:
     )
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint there")
     parser.add_argument("--repeats", type=int, help="rounds, of which the middle one is told")
+    parser.add_argument("--make-only", action="store_true", help="make the checkpoint and no more")
     given = parser.parse_args()
     console = Console()
     home = given.folder or Path(tempfile.mkdtemp(prefix="streaming-", dir="/var/tmp"))
     checkpoint = home / "checkpoint"
     if not checkpoint.is_dir():
-        make_checkpoint(checkpoint, given.billions)
+        check_room(home, given.billions)
+        make_checkpoint(home / "unfinished", given.billions)
+        (home / "unfinished").rename(checkpoint)
+    if given.make_only:
+        return
     results = benchmark(checkpoint, given.billions, given.repeats or (1 if given.billions == FULL else 3))
     console.print(table(results))
     for name, ratio in results["time_ratios"].items():

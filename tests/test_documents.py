@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import statistics
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,83 @@ def test_what_is_concluded_of_the_optimizers_is_what_was_measured():
         for name in (sgd, momentum, adamw):
             assert accuracy[name] >= accuracy["dense"]
             assert accuracy[name] > accuracy[f"random as {name}"]
+
+
+def test_what_is_concluded_of_winning_tickets_is_what_was_measured():
+    """The sentences of docs/reproduction.md under "Winning tickets", in their order; means over seeds."""
+    results = json.loads((ROOT / "benchmarks/results/reproduce.json").read_text(encoding="utf-8"))["lenet"]
+    assert len(results["seeds"]) >= 3
+    assert (results["settings"]["epochs"], results["settings"]["eval_every_steps"]) == (8, 250)
+    steps, accuracy, density = defaultdict(dict), defaultdict(dict), {}
+    for number in range(results["settings"]["rounds"] + 1):
+        for kind in ("ticket", "random re-initialisation", "random mask"):
+            mine = [
+                one
+                for unit in results["seeds"]
+                for one in unit["networks"]
+                if one["kind"] == kind and one["round"] == number
+            ]
+            if mine:
+                assert {one["steps"] for one in mine} == {7336}
+                density[number] = mine[0]["density"]
+                steps[kind][number] = statistics.fmean(one["early_stopping_step"] for one in mine)
+                accuracy[kind][number] = statistics.fmean(one["early_stopping_test_accuracy"] for one in mine)
+    ticket, again, mask = accuracy["ticket"], accuracy["random re-initialisation"], accuracy["random mask"]
+    dense, looked_at = ticket[0], list(again)
+    assert [round(100 * density[number], 1) for number in (3, 4, 6, 15, 18)] == [51.3, 41.1, 26.3, 3.6, 1.9]
+    # As in the paper.
+    assert all(steps["ticket"][number] < steps["ticket"][0] for number in range(4, 16))
+    for number in looked_at:
+        assert steps["ticket"][number] < min(steps[kind][number] for kind in steps if kind != "ticket")
+    assert all(ticket[number] > dense for number in range(1, 19))
+    assert all(ticket[number] > max(again[number], mask[number]) for number in looked_at if number >= 6)
+    leads = [ticket[number] - max(again[number], mask[number]) for number in looked_at]
+    assert leads == sorted(leads)
+    assert leads[-1] > 0.02
+    for control in (again, mask):
+        few = [control[number] for number in looked_at if number >= 6]
+        assert few == sorted(few, reverse=True)
+        assert max(control[15], control[18]) < dense < min(control[3], control[6])
+    assert again[15] > mask[15]
+    assert again[18] > mask[18]
+    assert steps["ticket"][18] > steps["ticket"][0]
+    # Not as in the paper.
+    assert ticket[18] > dense
+    assert ticket[3] <= mask[3]
+    assert min(steps["ticket"][1], steps["ticket"][2]) > steps["ticket"][0]
+
+
+def test_what_is_concluded_of_rewinding_is_what_was_measured():
+    """The sentences of docs/reproduction.md under "Where to rewind to"."""
+    results = json.loads((ROOT / "benchmarks/results/reproduce.json").read_text(encoding="utf-8"))["cnn"]
+    settings = results["settings"]
+    assert (settings["training_images"], settings["rounds"], settings["prune_fraction"]) == (6000, 4, 0.5)
+
+    def barrier(kind: str, step: int) -> float:
+        pairs = [one for unit in results["seeds"] for one in unit["instability"][kind]]
+        return statistics.fmean(one["error_barrier"] for one in pairs if one["rewind_step"] == step)
+
+    def accuracy(step: int, number: int) -> float:
+        mine = [one for unit in results["seeds"] for one in unit["networks"] if one["rewind_step"] == step]
+        return statistics.fmean(one["test_accuracy"] for one in mine if one["round"] == number)
+
+    first, second = settings["rewind_steps"]
+    assert barrier("dense", 0) > 2 * max(barrier("dense", step) for step in (40, 120))
+    assert barrier("dense", 0) < 0.02
+    assert all(accuracy(first, number) > accuracy(first, 0) for number in range(1, 5))
+    assert max(barrier("ticket", step) for step in (first, second)) < 0.02
+    assert all(accuracy(first, number) >= accuracy(second, number) for number in range(1, 5))
+    assert settings["epochs"] == 3
+    assert (second, settings["epochs"] * settings["training_images"] // settings["batch_size"]) == (40, 300)
+
+
+def test_figures_are_drawn_from_the_results():
+    """Each carries a digest of what it was drawn from."""
+    figures = runpy.run_path(str(ROOT / "benchmarks" / "figures.py"))
+    results = json.loads((ROOT / "benchmarks/results/reproduce.json").read_text(encoding="utf-8"))
+    for name in figures["FIGURES"]:
+        drawn = (ROOT / "docs" / "figures" / f"reproduction-{name}.svg").read_text(encoding="utf-8")
+        assert figures["digest"](results[name]) in drawn
 
 
 @pytest.mark.parametrize("page", AROUND + PAGES, ids=lambda page: page.name)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lottery_tickets import Mask
 from lottery_tickets.errors import CheckpointError
 from lottery_tickets.large_models import _copies, prune_checkpoint, read_checkpoint
+from processes import run_python
 
 SHARDS = 3
 MASK = {f"layer.{index}.weight": torch.arange(40).view(5, 8) % 3 > 0 for index in range(SHARDS)}
@@ -151,3 +153,60 @@ def test_a_shard_that_shrinks_while_it_is_read(tmp_path, dense, monkeypatch):
     with pytest.raises(CheckpointError, match="cut short while it was read"):
         prune_checkpoint(dense, MASK, tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
+
+
+KILLER = """
+import os, signal, sys
+from itertools import count
+from pathlib import Path
+import numpy as np
+from lottery_tickets import Mask, _kernels
+from lottery_tickets.large_models import prune_checkpoint
+
+weights = np.zeros(64, np.int16)
+_kernels.keep(weights, np.zeros(8, np.uint8), weights)  # loading it takes more calls than all the rest
+dense, ticket, home = map(Path, sys.argv[1:4])
+moments = int(sys.argv[4])
+
+def prune(moment, output):
+    # A child for each, and no computing beforehand: threads that a computation leaves behind survive no fork.
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        calls = count()
+        def counted(*_):
+            if next(calls) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+        mask = Mask.load(ticket)
+        sys.setprofile(counted)
+        prune_checkpoint(dense, mask, output, progress=False)
+        sys.setprofile(None)
+        os.write(writer, str(next(calls)).encode())
+        os._exit(0)
+    os.close(writer)
+    _, status = os.waitpid(child, 0)
+    assert status == (0 if moment is None else signal.SIGKILL), status
+    with os.fdopen(reader) as told:
+        return int(told.read() or 0)
+
+calls = prune(None, home / "undisturbed")
+for moment in range(0, calls, calls // moments):
+    prune(moment, home / str(moment) / "pruned")
+"""
+
+
+def test_killed_at_any_moment_the_same_call_ends_the_same(tmp_path, dense):
+    before, mask = contents(dense), Mask.from_tensors(MASK)
+    mask.save(tmp_path / "ticket")
+    run_python(KILLER, dense, tmp_path / "ticket", tmp_path / "killed", 40)
+    expected = contents(tmp_path / "killed/undisturbed")
+    shutil.rmtree(tmp_path / "killed/undisturbed")
+    finished = set()
+    for home in (tmp_path / "killed").iterdir():
+        finished.add(len(list(home.rglob("files/*.safetensors"))))
+        if not (home / "pruned").exists():
+            prune_checkpoint(dense, mask, home / "pruned")
+            assert [path.name for path in home.iterdir()] == ["pruned"]
+        assert contents(home / "pruned") == expected
+    assert finished >= {0, 1, 2}, "moments between all shards"
+    assert contents(dense) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 import oracles
 from lottery_tickets import Mask, applied, create_magnitude_mask, held
 from lottery_tickets.errors import MaskAppliedError, MaskMismatchError
+from processes import run_python
 from strategies import DTYPES
 
 OPTIMIZERS: dict[str, Any] = {
@@ -233,6 +235,47 @@ def test_data_parallel_gradients_are_masked(tmp_path: Any) -> None:
                 assert not momentum[~mask["0.weight"]].any()
     finally:
         dist.destroy_process_group()
+
+
+TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from lottery_tickets import create_magnitude_mask, held
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3))
+mask = create_magnitude_mask(model, 0.6)
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+with held(model, mask):
+    parallel = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=sys.argv[3] == "views")
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(20):
+        optimizer.zero_grad()
+        x, y = torch.randn(5, 6, generator=generator), torch.randint(3, (5,), generator=generator)
+        F.cross_entropy(parallel(x), y).backward()
+        optimizer.step()
+        for name in mask:
+            weight, pruned = model.get_parameter(name), ~mask[name]
+            averages = [one for one in optimizer.state[weight].values() if one.shape == weight.shape]
+            assert len(averages) == 2
+            for one in (weight.detach(), weight.grad, *averages):
+                assert not one[pruned].view(torch.uint8).any(), name
+print(torch.cat([one.detach().flatten() for one in model.parameters()]).view(torch.uint8).tolist())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradients", ["views", "copies"])
+def test_two_processes_hold_the_same_ticket(tmp_path: Any, gradients: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with ThreadPoolExecutor(2) as pool:
+        printed = pool.map(lambda rank: run_python(TWO_PROCESSES, rank, tmp_path / "store", gradients), range(2))
+        first, second = printed
+    assert first == second, "both stepped by the mean of their gradients"
 
 
 # --- What stays and what goes ---

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from lottery_tickets import Mask, create_magnitude_mask, held
-from lottery_tickets.training import make_optimizer
+from lottery_tickets.training import _optimizers, make_optimizer
 
 STEPS = 200
 SHAPES = ((), (1,), (5,), (0, 3), (3, 7), (9, 8), (2, 3, 3, 1))
@@ -118,7 +118,7 @@ def disturbed(subject: Subject, step: int) -> None:
 
 
 @pytest.mark.parametrize("kind", TORCHS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.data())
 def test_after_every_step_of_torchs_optimizers(kind: str, data: st.DataObject) -> None:
     fp16 = () if "fused" in kind else (torch.bfloat16,)
@@ -192,8 +192,15 @@ def bits_of_history(optimizer: torch.optim.LBFGS, subject: Subject) -> list[str]
     return [key for key, vector in vectors.items() if vector is not None and vector[pruned].any()]
 
 
+@pytest.fixture
+def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large networks are stepped."""
+    monkeypatch.setattr(_optimizers, "_SMALL", 0)
+
+
+@pytest.mark.usefixtures("_one_by_one")
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-@settings(max_examples=10)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.sampled_from(("stochastic", "compensated", "nearest")))
 def test_after_every_step_inside_the_backward_pass(kind: str, data: st.DataObject, precision: Any) -> None:
     subject = data.draw(subjects((torch.float32, torch.float64, torch.bfloat16, torch.float16)))
@@ -213,6 +220,7 @@ def test_after_every_step_inside_the_backward_pass(kind: str, data: st.DataObjec
                 subject.model["w0"].data.add_(1.0)
 
 
+@pytest.mark.usefixtures("_one_by_one")
 def test_a_layered_network_trains_inside_the_backward_pass() -> None:
     """Weights whose gradients are still to come are in use: zeroing them would break the pass."""
     torch.manual_seed(0)

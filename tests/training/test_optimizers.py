@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import MissingExtraError, TrainingError
-from lottery_tickets.training import AfterBackward, FusedSGD, InBackward, make_optimizer
+from lottery_tickets.training import AfterBackward, FusedSGD, InBackward, _optimizers, make_optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +21,13 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, params=["together", "one by one"])
+def _whole_networks(request, monkeypatch):
+    """Small networks are stepped once after the pass, large ones parameter by parameter: the same bits."""
+    if request.param == "one by one":
+        monkeypatch.setattr(_optimizers, "_SMALL", 0)
 
 
 def pair(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
@@ -113,6 +120,16 @@ def test_a_gradient_that_is_not_finite_moves_nothing(kind):
     assert bad.tolist() == [1.0, 1.0]
     assert optimizer.moved == (kind == "adamw")
     assert good.grad is None
+
+
+@pytest.mark.parametrize("kind", ["adam", torch.optim.SGD])
+def test_large_gradients_are_finite(kind):
+    """Their sum is not."""
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = make_optimizer(kind, [("weight", weight)], lr=1e-30)
+    optimizer.backward((weight * 3e38).sum() / 2 + (weight * 2e38).sum() / 2)
+    assert optimizer.nonfinite == ()
+    assert optimizer.moved == 1
 
 
 @pytest.mark.parametrize("precision", ["stochastic", "compensated", "nearest"])

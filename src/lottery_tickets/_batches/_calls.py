@@ -37,7 +37,7 @@ def request_of(model: nn.Module, batch: Any) -> Request:
         raise _unknown(batch)
     labels = None if request.labels is None else request.labels.to(device)
     args, kwargs = _moved(request.args, device, dtype), _moved(request.kwargs, device, dtype)
-    return replace(request, args=args, kwargs=kwargs, labels=labels)
+    return Request(args, kwargs, labels, request.samples, request.aligned)
 
 
 def _by_name(kwargs: dict[str, Any], labels: Any) -> Request:
@@ -90,7 +90,8 @@ def is_pair(batch: Any) -> bool:
 
 def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     """Where inputs go, and the one floating-point type of the parameters if they share one."""
-    parameters = list(model.parameters())
+    # Without names, which take longer to make up than a small network's layers to compute.
+    parameters = [one for module in model.modules() for one in module._parameters.values() if one is not None]
     first = parameters[0] if parameters else next(model.buffers(), None)
     dtypes = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
     return torch.device("cpu") if first is None else first.device, dtypes.pop() if len(dtypes) == 1 else None

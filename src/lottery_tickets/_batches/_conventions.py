@@ -7,6 +7,7 @@ model gets the labels and its loss is taken as it comes.
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -44,9 +45,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def is_transformers(model: nn.Module) -> bool:
     """Whether this is a model of the transformers library."""
+    kind: Any = type(model)
+    return _is_transformers_class(kind)
+
+
+@lru_cache(maxsize=128)
+def _is_transformers_class(kind: Any) -> bool:
     return any(
-        base.__name__ == "PreTrainedModel" and base.__module__.startswith("transformers.")
-        for base in type(model).__mro__
+        base.__name__ == "PreTrainedModel" and base.__module__.startswith("transformers.") for base in kind.__mro__
     )
 
 

@@ -55,7 +55,9 @@ class BatchLoss:
 def total(parts: Sequence[BatchLoss]) -> BatchLoss:
     """Several batches as one, each weighing as many units as it has; without graphs."""
     if len(parts) == 1:
-        return replace(parts[0], by_sample=None, graph=None)
+        only = parts[0]
+        bare = only.graph is None and only.by_sample is None
+        return only if bare else replace(only, by_sample=None, graph=None)
     correct = [part.correct for part in parts if part.correct is not None]
     return BatchLoss(
         loss_sum=math.fsum(part.loss_sum for part in parts),

@@ -14,6 +14,7 @@ IGNORED = -100
 
 # Logits are looked at in pieces of this size: a vocabulary of 150,000 makes a full copy of them a gigabyte.
 _CHUNK_BYTES = 16 << 20
+_FEW_BYTES = 1 << 20
 
 Drawn = Callable[[torch.Generator], torch.Tensor]
 
@@ -73,12 +74,15 @@ def cross_entropies(
     """Cross entropy of each target, flat and 0 where ignored, and how many logits are largest at their target.
 
     Logits (..., C) are read in chunks and never copied whole; neither are their probabilities kept for the
-    backward pass, which makes them again.
+    backward pass, which makes them again. A few are left to autograd, which is faster.
     """
     right = 0 if count_right else None
     if right is not None:
         for chunk, labels in _chunks(logits.detach(), targets):
             right += int((chunk.argmax(-1) == labels).sum())
+    if logits.numel() * 4 <= _FEW_BYTES:
+        wide = widened(logits.reshape(-1, logits.shape[-1]), high=high)
+        return F.cross_entropy(wide, targets.reshape(-1), reduction="none", ignore_index=IGNORED), right
     losses: torch.Tensor = _CrossEntropies.apply(logits, targets, high)  # type: ignore[no-untyped-call]
     return losses, right
 
@@ -105,8 +109,6 @@ class _CrossEntropies(torch.autograd.Function):
             F.cross_entropy(widened(chunk, high=high), labels, reduction="none", ignore_index=IGNORED)
             for chunk, labels in _chunks(logits, targets)
         ]
-        if len(losses) == 1:
-            return losses[0]
         return torch.cat(losses) if losses else widened(logits, high=high).new_zeros(0)
 
     @staticmethod

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from lottery_tickets._atomic import creating_folder, move, replacing
+from lottery_tickets._atomic import move, replacing
 from lottery_tickets.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -70,10 +70,9 @@ def gathering(output: Path, job: Mapping[str, str], sizes: Mapping[str, int]) ->
     _check_room(output, sum(sizes[name] for name in missing))
     if len(missing) < len(sizes):
         _log.info("%s: %d of %d files are there already", waiting, len(sizes) - len(missing), len(sizes))
-    if not waiting.exists():
-        with creating_folder(waiting) as temporary:
-            (temporary / _FILES).mkdir()
-            (temporary / _JOB).write_text(json.dumps(job), encoding="utf-8")
+    gathered.folder.mkdir(parents=True, exist_ok=True)
+    with replacing(waiting / _JOB) as temporary:
+        temporary.write_text(json.dumps(job), encoding="utf-8")
     try:
         yield gathered
     except BaseException:
@@ -84,7 +83,7 @@ def gathering(output: Path, job: Mapping[str, str], sizes: Mapping[str, int]) ->
 
 
 def _throw_away_of_another_job(waiting: Path, job: Mapping[str, str]) -> None:
-    if not os.path.lexists(waiting):
+    if not os.path.lexists(waiting) or _has_just_begun(waiting):
         return
     try:
         found = json.loads((waiting / _JOB).read_text(encoding="utf-8"))
@@ -95,9 +94,15 @@ def _throw_away_of_another_job(waiting: Path, job: Mapping[str, str]) -> None:
     if found != job:
         _log.warning("%s was left by another mask or other weights; starting anew", waiting)
         shutil.rmtree(waiting)
-    else:
-        for half_written in (waiting / _FILES).rglob(".*.tmp"):
-            half_written.unlink()
+    for half_written in waiting.rglob(".*.tmp"):
+        half_written.unlink()
+
+
+def _has_just_begun(waiting: Path) -> bool:
+    """Whether this is a folder of ours that was not yet told what it is for."""
+    return waiting.is_dir() and all(
+        path.name == _FILES or path.name.startswith(f".{_JOB}.") for path in waiting.rglob("*")
+    )
 
 
 def _check_room(output: Path, needed: int) -> None:

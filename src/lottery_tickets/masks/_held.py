@@ -219,20 +219,17 @@ class _Holder:
             self._zero(parameter, held.name)
             held.weight = parameter._version
             if keeps_zeros:
-                held.state = tuple(_Known(whole) for whole, _ in _states(optimizer, parameter))
+                held.state = _known(_states(optimizer, parameter))
             else:
                 self._clean(optimizer, parameter, held)
 
     def _clean(self, optimizer: torch.optim.Optimizer, parameter: torch.Tensor, held: _Held) -> None:
         """Zero the optimizer's state where it is not known to be."""
-        states = list(_states(optimizer, parameter))
-        still = len(states) == len(held.state) and all(
-            known.is_still(whole) for known, (whole, _) in zip(held.state, states, strict=True)
-        )
-        if not still:
+        states = _states(optimizer, parameter)
+        if len(states) != len(held.state) or not all(map(_is_still, held.state, states)):
             for _, part in states:
                 self._zero(part, held.name)
-            held.state = tuple(_Known(whole) for whole, _ in states)
+            held.state = _known(states)
 
     def _of(self, parameter: torch.Tensor) -> _Held | None:
         held = self._held.get(id(parameter))
@@ -270,16 +267,27 @@ def _keeps_zeros(optimizer: torch.optim.Optimizer) -> bool:
     return type(optimizer) in _KEEPERS and all(group.get("eps", 1.0) > 0 for group in optimizer.param_groups)
 
 
-def _states(
-    optimizer: torch.optim.Optimizer, parameter: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+_States = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _states(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> _States:
     """What the optimizer keeps for each element of a parameter: the tensor, and the parameter's part of it."""
     if isinstance(optimizer, torch.optim.LBFGS):
-        yield from _flat_states(optimizer, parameter)
-        return
-    for key, value in optimizer.state.get(parameter, {}).items():
-        if key not in _COUNTERS and type(value) is torch.Tensor and value.shape == parameter.shape:
-            yield value, value
+        return list(_flat_states(optimizer, parameter))
+    shape = parameter.shape
+    return [
+        (value, value)
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if key not in _COUNTERS and type(value) is torch.Tensor and value.shape == shape
+    ]
+
+
+def _known(states: _States) -> tuple[_Known, ...]:
+    return tuple(_Known(whole) for whole, _ in states)
+
+
+def _is_still(known: _Known, state: tuple[torch.Tensor, torch.Tensor]) -> bool:
+    return known.is_still(state[0])
 
 
 def _flat_states(

@@ -1,0 +1,1 @@
+"""The experiments that `benchmarks/reproduce.py` repeats, seed by seed."""

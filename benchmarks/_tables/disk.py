@@ -1,0 +1,62 @@
+"""Tickets of checkpoints that do not fit in memory."""
+
+from __future__ import annotations
+
+from _tables._format import MIB, Results, load, machine_line, number, other_work
+
+ROWS = {
+    "read twice": "reading all files twice",
+    "create_magnitude_mask": "`create_magnitude_mask`",
+    "cp": "`cp`, and the disk until it has all",
+    "prune_checkpoint": "`prune_checkpoint`",
+}
+
+
+def streaming() -> str:
+    """From a checkpoint on disk to its ticket, and to its pruned copy."""
+    results = load("streaming")
+    return f"""## From disk
+
+A checkpoint of the shapes of Qwen2.5-14B, random normal in bfloat16, {results["file_bytes"] / 1e9:.1f} GB on a
+machine with {results["machine"]["memory_bytes"] / 1e9:.0f} GB of memory: a ticket of sparsity
+{results["sparsity"]} under one threshold drawn from its folder, and a pruned copy,
+each in a process of its own and with nothing of the files cached. Memory is anonymous memory above what the
+process took when it had the library, transformers and the kernels; that of `prune_checkpoint` begins with the
+ticket loaded.
+
+{streaming_table(results)}
+
+| | measured | at most |
+| --- | ---: | ---: |
+{bars(results)}
+
+{machine_line(results)}{other_work(results)}
+"""
+
+
+def streaming_table(results: Results) -> str:
+    """Time, speed, bytes read and memory of each way."""
+    lines = ["| | seconds | GB/s | read, times the files | memory |", "| --- | ---: | ---: | ---: | ---: |"]
+    for name, label in ROWS.items():
+        run = results["runs"][name]
+        memory = (run["anonymous_peak"] - run["anonymous_before"]) / MIB
+        lines.append(
+            f"| {label} | {run['seconds']:.1f} | {results['file_bytes'] / run['seconds'] / 1e9:.2f} "
+            f"| {run['bytes_read'] / results['file_bytes']:.2f} | {number(memory, 0)} MiB |"
+        )
+    return "\n".join(lines)
+
+
+def bars(results: Results) -> str:
+    """What was to be reached."""
+    ratios, limits = results["time_ratios"], results["time_bars"]
+    draw, apply = ratios["create_magnitude_mask"], ratios["prune_checkpoint"]
+    return "\n".join(
+        [
+            f"| time of drawing, against reading twice | x {draw:.2f} | x {limits['create_magnitude_mask']} |",
+            f"| time of applying, against `cp` | x {apply:.2f} | x {limits['prune_checkpoint']} |",
+            f"| memory of drawing: the packed mask ({results['packed_mask_bytes'] / MIB:,.0f} MiB) and 256 MiB "
+            f"| {results['anonymous_bytes'] / MIB:,.0f} MiB | {results['anonymous_bar'] / MIB:,.0f} MiB |",
+            f"| bytes read in drawing, times the files | {results['read_ratio']:.2f} | 2 |",
+        ]
+    )
