@@ -3,10 +3,11 @@
 from _tables.birds import check, memory, optimizers, rank_correlation
 from _tables.iterative import imp
 from _tables.masks import evaluation, selection
+from _tables.planning import plans
 from _tables.reproduction import reproduction
 from _tables.scores import criteria, scoring
 
 SECTIONS = (
     *(selection, evaluation, scoring, criteria, optimizers, memory, check, rank_correlation),
-    *(imp, reproduction),
+    *(imp, reproduction, plans),
 )
