@@ -431,6 +431,11 @@ def test_config_path_folder_name_and_module_say_the_same(tmp_path):
     assert plan_memory("SmolLM2-135M", "mask")["weights"] >= 2 * 134_515_008
 
 
+def test_operations_by_their_other_names():
+    assert dict(plan("imp")) == dict(plan("iterative"))
+    assert plan("early_bird").operation == "early-bird"
+
+
 def test_where_it_computes():
     assert plan_memory(llama(), "mask").device == "cpu"
     assert plan_memory(llama(), "mask", device_memory="1GB").device == "cuda"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -31,3 +32,14 @@ def test_what_a_command_prints(command, shown):
 
 def test_there_are_commands():
     assert len(CONSOLES) >= 2
+
+
+def test_plans_are_within_the_bar_of_measured_peaks_and_are_todays():
+    results = json.loads((ROOT / "benchmarks/results/memory_plan.json").read_text(encoding="utf-8"))
+    planned = runpy.run_path(str(ROOT / "benchmarks" / "memory_plan.py"))["planned"]
+    assert len({row["model"] for row in results["rows"]}) == 3
+    assert len({row["operation"] for row in results["rows"]}) == 5
+    for row in results["rows"]:
+        predicted = planned(row["model"], row["operation"])["total"]
+        assert predicted == row["predicted_bytes"]
+        assert predicted == pytest.approx(row["peak_bytes"], rel=results["bar"])

@@ -16,6 +16,7 @@ from lottery_tickets.planning._models import DTYPES, dtype_of, in_dtype, shapes_
 from lottery_tickets.planning._options import Optimizer, Options, PlanCriterion, PlanPrecision, PlanStore
 from lottery_tickets.planning._shapes import Shapes
 
+_ALSO = {"early_bird": "early-bird", "imp": "iterative"}  # other names of operations
 _BAR = 24  # characters of the longest bar in a table
 
 
@@ -176,7 +177,7 @@ def plan_memory(
     - "grasp", "synflow": at least what is listed; "hybrid": the most that a criterion takes, and 4 N of ranks;
     - "early-bird": a training step (`training_bytes`), the masks of the checks before (one, or four in a queue),
       a sample of weights, and N bytes of ranks under "rank_correlation";
-    - "iterative": a training step, the mask, and the rewinding point, unless a run's folder has it.
+    - "iterative", also "imp": a training step, the mask, and the rewinding point, unless a run's folder has it.
 
     Scores' sums come as activations go: the larger of both counts, and `turns` is the other. The code of torch and
     its libraries is not counted, some hundred megabytes. Activations are known of the decoders that
@@ -231,6 +232,7 @@ def plan_memory(
         Lv et al., "Full Parameter Fine-tuning for Large Language Models with Limited Resources", ACL 2024, arXiv
         2306.09782, section 3.1: what is in memory where the step is taken inside the backward pass.
     """
+    operation = _ALSO.get(operation, operation)
     if operation not in OPERATIONS:
         raise PlanError(f"operation is one of {', '.join(OPERATIONS)}; got {operation!r}.")
     module = shapes_of(model_or_config, dtype_of(dtype))
