@@ -1,7 +1,8 @@
 """The sections of docs/measurements.md, in their order."""
 
 from _tables.birds import check, memory, optimizers, rank_correlation
+from _tables.disk import streaming
 from _tables.masks import evaluation, selection
 from _tables.scores import criteria, scoring
 
-SECTIONS = (selection, evaluation, scoring, criteria, optimizers, memory, check, rank_correlation)
+SECTIONS = (selection, streaming, evaluation, scoring, criteria, optimizers, memory, check, rank_correlation)
