@@ -283,6 +283,7 @@ def test_other_criteria():
 
     results = prune(criterion=smallest_last, num_iterations=2)
     assert results["method"] == "iterative_smallest_last_pruning"
+    assert prune(criterion=partial(smallest_last), num_iterations=1)["method"] == results["method"]
     assert results["final_mask"] != prune(num_iterations=2)["final_mask"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 from lottery_tickets._arguments import check_count, check_seed
@@ -90,10 +91,11 @@ class Settings:
 
     @property
     def criterion_name(self) -> str:
-        """Of a function its own."""
-        if isinstance(self.criterion, str):
-            return self.criterion
-        return str(getattr(self.criterion, "__name__", type(self.criterion).__name__))
+        """Of a function its own, of a partial one that of what it calls."""
+        named = self.criterion
+        while isinstance(named, partial):
+            named = named.func
+        return named if isinstance(named, str) else str(getattr(named, "__name__", type(named).__name__))
 
     def _check_rewinding(self) -> None:
         for name, value in (("rewind_epoch", self.rewind_epoch), ("rewind_step", self.rewind_step or 0)):
