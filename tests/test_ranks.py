@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from lottery_tickets import _ranks
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import DistributedError, SparsityError, WeightsError
 
@@ -104,6 +105,7 @@ def test_ranks_that_part_ways_are_told(ranks):
 
 
 def die(rank: int, dying: int) -> None:
+    _ranks._ROLL_CALL_SECONDS = 1.0
     everyone = Ranks.world()
     with everyone.together():
         for _ in range(5):

@@ -155,6 +155,19 @@ class Ranks:
         self.sent += tensor.nbytes
         return parts
 
+    def check_asked_alike(self, asked: str) -> None:
+        """Refuse to go on if the ranks are asked for different things.
+
+        Raises:
+            DistributedError: They are; it says what rank 0 is asked for, and the first that differs.
+        """
+        for rank, other in enumerate(everyone := self.gather(asked)):
+            if other != everyone[0]:
+                raise DistributedError(
+                    f"The ranks are asked for different things: rank {self._number(0)} for {everyone[0]}; rank "
+                    f"{self._number(rank)} for {other}. Pass the same arguments on all."
+                )
+
     # ---------------------------------------------------------------- failing together
 
     @contextmanager

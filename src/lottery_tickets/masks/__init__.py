@@ -23,7 +23,7 @@ from lottery_tickets.masks._parameters import (
     places_of,
     prunable_parameters,
 )
-from lottery_tickets.masks._sharded import ShardedMask, part_of
+from lottery_tickets.masks._sharded import ShardedMask
 from lottery_tickets.masks._shards import Division, Shard, is_sharded, local_of, reshard, runs_of
 
 __all__ = [
@@ -49,7 +49,6 @@ __all__ = [
     "packed_size",
     "parameter_aliases",
     "parameters_of",
-    "part_of",
     "places_of",
     "prunable_parameters",
     "remove_mask",

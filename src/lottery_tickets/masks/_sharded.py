@@ -15,7 +15,7 @@ from lottery_tickets.errors import MaskMismatchError
 from lottery_tickets.masks._bits import PackedBits
 from lottery_tickets.masks._mask import Mask, as_mask, digest_of, sparsity_of
 from lottery_tickets.masks._parameters import parameters_of
-from lottery_tickets.masks._shards import Division, Shard, assembled, is_sharded, shard_of
+from lottery_tickets.masks._shards import Division, Shard, assembled, is_sharded, reshard, shard_of
 
 
 class ShardedMask(Mapping[str, torch.Tensor]):
@@ -98,6 +98,7 @@ class ShardedMask(Mapping[str, torch.Tensor]):
             MaskMismatchError: A mask that does not fit the model, or a model that is not sharded.
             DistributedError: Another rank failed, or has another model.
         """
+        reshard(model)
         whole = as_mask(mask)
         parameters = parameters_of(model, whole)
         division = Division.of(parameters)
@@ -239,25 +240,31 @@ class ShardedMask(Mapping[str, torch.Tensor]):
                 )
 
 
-def part_of(mask: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor]) -> Mask:
-    """The bits for what this rank holds of these parameters; nothing is told to other ranks.
+def ticket_of(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> tuple[dict[str, nn.Parameter], Mask]:
+    """The parameters that a mask speaks of, and its bits for what this rank holds of them.
+
+    Fully sharded modules go back to their shards first. Nothing is told to other ranks.
 
     Args:
+        model: The model that the mask is meant for.
         mask: Whole or sharded.
-        parameters: Those that it speaks of, sharded or not.
 
     Raises:
         MaskError: Neither a mask nor a mapping from names to tensors of 0 and 1.
-        MaskMismatchError: A sharded mask of a model that is sharded in another way.
+        MaskMismatchError: Names or shapes that the model does not have, or a mask sharded in another way.
+        WeightsError: Parameters on the meta device, or placements of a kind that is not known.
     """
+    reshard(model)
     if isinstance(mask, ShardedMask):
+        parameters = parameters_of(model, mask)
         mask.check_fits(parameters)
-        return mask.local
+        return parameters, mask.local
     whole = as_mask(mask)
+    parameters = parameters_of(model, whole)
     if not any(is_sharded(parameter) for parameter in parameters.values()):
-        return whole
-    shards = {name: shard_of(name, parameters[name]) for name in whole.names}
-    return Mask.from_packed(_parts(whole, shards), {name: shard.part for name, shard in shards.items()})
+        return parameters, whole
+    shards = {name: shard_of(name, parameter) for name, parameter in parameters.items()}
+    return parameters, Mask.from_packed(_parts(whole, shards), {name: one.part for name, one in shards.items()})
 
 
 def _parts(whole: Mask, shards: Mapping[str, Shard]) -> dict[str, PackedBits]:

@@ -203,6 +203,7 @@ def draw_masks(ranked: Ranked, sparsity: float | Sequence[float] | None, rule: R
         bits, single = _drawn(ranked, sparsity, rule)
         return [Mask.from_packed(found, ranked.shapes) for found in bits], single
     with division.ranks.together():
+        division.ranks.check_asked_alike(f"sparsity={sparsity}, {rule}, nan={ranked.nan!r}")
         if not division.ranks.first:
             ranked = replace(ranked, progress=None)
         bits, single = _drawn(ranked, sparsity, rule)
