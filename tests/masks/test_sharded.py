@@ -295,3 +295,22 @@ def test_a_rank_killed_while_counting_is_named_by_the_others(ranks, tmp_path):
         assert "no answer from rank 2," in str(found[survivor])
     assert Mask.load(tmp_path / "ticket.safetensors") == before
     assert [path.name for path in tmp_path.iterdir()] == ["ticket.safetensors"]
+
+
+def draw_smollm2(rank: int, folder: str) -> list[str]:
+    from torch.distributed.fsdp import fully_shard
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    return [mask.digest() for mask in create_magnitude_mask(model, [0.5, 0.9], progress=False)]
+
+
+@pytest.mark.slow
+def test_smollm2_in_parts_has_the_mask_of_its_folder(ranks, smollm2_folder):
+    expected = [mask.digest() for mask in create_magnitude_mask(smollm2_folder, [0.5, 0.9], progress=False)]
+    for size in (1, 2, 4):
+        with ranks.own(size) as world:
+            assert world.run(draw_smollm2, str(smollm2_folder)) == [expected] * size

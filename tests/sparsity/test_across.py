@@ -23,7 +23,8 @@ class Case(NamedTuple):
     Attributes:
         mesh: Its shape.
         tensors: For each its shape, bit patterns to pick from, data type and seed.
-        placements: For each and each dimension of the mesh, the dimension that is sharded, or None.
+        placements: For each and each dimension of the mesh, the dimension that is sharded, or None; one alone is
+            of the mesh's last dimension, along the others of which there are copies.
         options: Of `create_magnitude_mask`.
     """
 
@@ -43,7 +44,8 @@ def cases(draw: st.DrawFn) -> Case:
         dtype = draw(st.sampled_from(DTYPES))
         palette = draw(palettes(dtype, nan=draw(st.booleans())))
         tensors.append((shape, palette, dtype, draw(st.integers(0, 1000))))
-        placements.append(tuple(draw(st.sampled_from([None, *range(len(shape))])) for _ in mesh))
+        dims = draw(st.sampled_from([1, len(mesh)]))
+        placements.append(tuple(draw(st.sampled_from([None, *range(len(shape))])) for _ in range(dims)))
     options: dict[str, Any] = draw(
         st.sampled_from(
             [
@@ -79,13 +81,13 @@ def whole_tensors(case: Case) -> dict[str, torch.Tensor]:
 def spread(case: Case, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
-    mesh = init_device_mesh("cpu", case.mesh)
-    return {
-        name: distribute_tensor(
-            tensor, mesh, [Replicate() if dim is None else Shard(dim) for dim in dims], src_data_rank=None
-        )
-        for (name, tensor), dims in zip(tensors.items(), case.placements, strict=True)
-    }
+    mesh = init_device_mesh("cpu", case.mesh, mesh_dim_names=("dp", "tp")[-len(case.mesh) :])
+    parts = {}
+    for (name, tensor), dims in zip(tensors.items(), case.placements, strict=True):
+        placements = [Replicate() if dim is None else Shard(dim) for dim in dims]
+        over = mesh if len(dims) == len(case.mesh) else mesh["tp"]
+        parts[name] = distribute_tensor(tensor, over, placements, src_data_rank=None)
+    return parts
 
 
 def drawn(tensors: dict[str, torch.Tensor], options: dict[str, Any]) -> Any:

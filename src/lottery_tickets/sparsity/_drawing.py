@@ -243,7 +243,7 @@ def extremes(tensors: Mapping[str, torch.Tensor], *, pages: Pages | None = None)
                 low, high = torch.aminmax(tensor)
             found[name] = (float(low), float(high))
     holding = [name for name, (low, _) in found.items() if math.isnan(low)]
-    refuse_nan({name: int(tensors[name].isnan().sum()) for name in holding})
+    refuse_nan({name: _count_nan(tensors[name]) for name in holding})
     return found
 
 
@@ -366,11 +366,16 @@ def _refuse_nan(ranked: Ranked) -> None:
         extremes(ranked.tensors, pages=ranked.pages)
         return
     division = ranked.division
-    counts = [
-        int(tensor.isnan().sum()) if name in division.counted else 0 for name, tensor in ranked.tensors.items()
-    ]
+    counts = [_count_nan(tensor) if name in division.counted else 0 for name, tensor in ranked.tensors.items()]
     found = division.ranks.sum(np.array(counts, np.int64)).tolist()
     refuse_nan(dict(zip(ranked.tensors, found, strict=True)))
+
+
+def _count_nan(tensor: torch.Tensor) -> int:
+    """How many; only where there are some are they told apart, a byte for each weight."""
+    if not tensor.numel() or not math.isnan(float(torch.aminmax(tensor).min)):
+        return 0
+    return int(tensor.isnan().sum())
 
 
 def _check_summable(ranked: Ranked, allocation: str) -> None:
