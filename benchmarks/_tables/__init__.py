@@ -5,10 +5,11 @@ from _tables.disk import streaming
 from _tables.iterative import imp
 from _tables.masks import evaluation, selection
 from _tables.planning import plans
+from _tables.ranks import ranks
 from _tables.reproduction import reproduction
 from _tables.scores import criteria, scoring
 
 SECTIONS = (
-    *(selection, streaming, evaluation, scoring, criteria, optimizers, memory, check, rank_correlation),
+    *(selection, streaming, ranks, evaluation, scoring, criteria, optimizers, memory, check, rank_correlation),
     *(imp, reproduction, plans),
 )
