@@ -10,9 +10,9 @@ def ranks() -> str:
     results = load("distributed")
     return f"""## On several ranks
 
-A mask of sparsity {results["sparsity"]} of {results["weights"] / 1e6:,.0f}M weights, {results["tensors"]} tensors of
-{results["shape"][0]} x {results["shape"][1]}, each rank with its shard: rows dealt out to 1, 2 and 4 ranks, and a
-mesh of 2 x 2 that cuts the rows as well. All masks of a data type and scope have the same digest. Told is what a
+A mask of sparsity {results["sparsity"]} of {results["weights"] / 1e6:,.0f}M weights, {results["tensors"]} tensors
+of {results["shape"][0]} x {results["shape"][1]}, each rank with its shard: rows dealt out to 1, 2 and 4 ranks, and
+a mesh of 2 x 2 that cuts the rows as well. All masks of a data type and scope have the same digest. Told is what a
 rank hands to collectives; loopback is what the machine sent to itself in the meantime, packets' headers and
 acknowledgements included, by rank. Memory is what the rank with the most takes above what it had with its shard.
 All ranks share the processor's cores, so seconds say what working together costs, not what it gains.

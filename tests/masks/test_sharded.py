@@ -251,6 +251,19 @@ def test_what_makes_no_sense_is_refused_by_all(ranks):
         assert told.startswith(start)
 
 
+def draw_from_flat_pieces(rank: int) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(mlp(), device_id=torch.device("cpu"), use_orig_params=True)
+    create_magnitude_mask(model, 0.5)
+
+
+def test_flat_pieces_of_the_older_fsdp_are_refused(ranks):
+    for error in ranks(2).attempt(draw_from_flat_pieces):
+        assert isinstance(error, WeightsError)
+        assert "keeps flat pieces of weights under other names; shard it by torch.dist" in str(error)
+
+
 def draw_from_nan(rank: int, value: float, options: dict[str, Any]) -> None:
     model = shard(mlp(), "fsdp")
     if rank == 1:
