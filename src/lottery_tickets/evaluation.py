@@ -242,7 +242,12 @@ def _qualities(
     tickets = {name: _Run(f"ticket {name!r}", as_mask(mask)) for name, mask in masks.items()}
     if isinstance(model, (str, os.PathLike)):
         with map_model(resolve_model(model), options.dtype) as found:
-            return _judged(found.module, tickets, dataloader, given, options, partial(_measure_by_block, found))
+            waiting = _count(batches_of(dataloader), options.max_batches) or 1
+            return _judged(
+                *(found.module, tickets, dataloader, given, options, partial(_measure_by_block, found)),
+                from_disk=True,
+                batches=waiting if options.hidden_states == "memory" else 0,
+            )
     if options.dtype is not None or options.hidden_states != "memory":
         raise EvaluationError(
             "dtype and hidden_states are for a checkpoint's folder, evaluated block by block; this is a "
@@ -258,6 +263,7 @@ def _judged(
     given: Mapping[str, float] | None,
     options: _Options,
     measure_runs: _Measure,
+    **planned: Any,
 ) -> dict[str, TicketQuality]:
     """Quality of each ticket, beside what is given or the dense model measured too."""
     for run in tickets.values():
@@ -266,6 +272,7 @@ def _judged(
         *("quality", model, dataloader),
         check=options.check_memory,
         masks=len(tickets),
+        **planned,
     )
     dense = _Run("the dense model", None)
     runs = [*tickets.values()] if given else [dense, *tickets.values()]
