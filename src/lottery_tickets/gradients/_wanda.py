@@ -87,7 +87,8 @@ class InputNorms:
         if missing:
             raise ScoreError(
                 f"No layer that holds {', '.join(missing)} was called, so there is no input to weigh it by: the "
-                "weight is used some other way, or these samples do not reach it. Exclude it, or give more of them."
+                "weight is used some other way, or these samples do not reach it. Exclude it, or give more "
+                "samples."
             )
 
     def _watch(self, name: str) -> Callable[..., None]:

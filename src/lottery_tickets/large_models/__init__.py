@@ -1,4 +1,4 @@
-"""When memory is short: checkpoints on disk, tensor by tensor; and what an operation takes, before it starts."""
+"""When memory is short: checkpoints on disk, tensor by tensor and block by block; what an operation takes."""
 
 from lottery_tickets.large_models._checkpoints import compute_weights_digest, read_checkpoint
 from lottery_tickets.large_models._copies import PrunedCheckpoint, prune_checkpoint

@@ -207,8 +207,8 @@ def plan_memory(
         use_histogram: Of masks; False sorts.
         from_disk: Of masks, quality and Wanda: from a checkpoint's folder, whose weights are read where they lie,
             for the latter two block by block, in the type that they are stored in.
-        batches: Of quality and Wanda from disk: how many there are, whose hidden states wait in memory for the next
-            block; 0 if they wait on disk.
+        batches: Of quality and Wanda from disk: how many there are, whose hidden states wait in memory for the
+            next block; 0 if they wait on disk.
         run_dir: Of "iterative": whether the rewinding point lies in the run's folder.
         rewind_later: Of "iterative": whether it has an optimizer's state too, not being the initialisation.
         include: Widens what is prunable; see `prunable_parameters`.
