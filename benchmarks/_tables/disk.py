@@ -68,11 +68,11 @@ def quality_from_disk() -> str:
     return f"""## Quality from disk
 
 The dense model and a ticket of sparsity {results["sparsity"]:.1f} on {results["tokens"]} tokens, by
-`compute_lottery_ticket_quality` from the folder: the same checkpoint of {results["file_bytes"] / 1e9:.1f} GB on the
-same kind of machine, each line in a process of its own and with nothing of the files cached. Memory is all
-anonymous memory of the process at its peak, the ticket's {results["mask_bytes"] / 1e9:.1f} GB in it. The reader
-leaves the processor idle; what the evaluation takes beyond it is two forward passes of the model. Of the embedding
-it reads the rows of these tokens, which is why the files are not read whole.
+`compute_lottery_ticket_quality` from the folder: the same checkpoint of {results["file_bytes"] / 1e9:.1f} GB,
+each line in a process of its own and with nothing of the files cached. Memory is all anonymous memory of the
+process at its peak, the ticket's {results["mask_bytes"] / 1e9:.1f} GB in it. The reader leaves the processor idle;
+what the evaluation takes beyond it is two forward passes of the model. Of the embedding it reads the rows of these
+tokens, which is why the files are not read whole.
 
 | | seconds | read, times the files | memory |
 | --- | ---: | ---: | ---: |
