@@ -249,6 +249,19 @@ def test_evaluate_equals_the_library(model: Path, tickets: list[Path], text: Pat
     assert report["baseline"]["perplexity"] > 1
 
 
+@pytest.mark.parametrize("more", [(), ("--hidden-states", "disk"), ("--dtype", "float32")])
+def test_evaluate_from_disk_equals_that_in_memory(
+    model: Path, tickets: list[Path], text: Path, more: tuple[str, ...]
+) -> None:
+    arguments = ["evaluate", model, *tickets, "--text", text, "--context", 32, "--max-windows", 3]
+    expected = succeed(*arguments, *(more if "--dtype" in more else ()))
+    found = succeed(*arguments, "--from-disk", *more)
+    assert found["dtype"] == expected["dtype"]
+    for ticket, quality in expected["tickets"].items():
+        assert found["tickets"][ticket]["loss"] == pytest.approx(quality["loss"], rel=1e-5)
+        assert found["tickets"][ticket]["baseline"]["loss"] == pytest.approx(quality["baseline"]["loss"], rel=1e-5)
+
+
 def test_evaluate_shows_a_row_for_each_model(model: Path, tickets: list[Path], text: Path) -> None:
     shown = run("evaluate", model, *tickets, "--text", text, "--context", 32, "--max-windows", 3)
     assert shown.exit_code == 0, shown.stderr
@@ -383,6 +396,16 @@ def test_score_writes_the_scores_of_the_library(model: Path, text: Path, scores:
     assert "there already" in fail(
         "score", model, "--criterion", "fisher", "--data", text, *SHORT, "-o", scores.parent
     )
+
+
+def test_wanda_from_disk_is_that_in_memory(model: Path, text: Path, tmp_path: Path) -> None:
+    arguments = ["score", model, "--criterion", "wanda", "--data", text, "--context", 32, "--samples", 6]
+    succeed(*arguments, "-o", tmp_path / "memory")
+    succeed(*arguments, "-o", tmp_path / "disk", "--from-disk")
+    expected, described = read_scores(tmp_path / "memory" / "wanda.safetensors")
+    found, said = read_scores(tmp_path / "disk" / "wanda.safetensors")
+    assert said == described
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 def test_sums_on_disk_are_the_file_of_scores(
@@ -772,6 +795,9 @@ def test_an_error_is_one_line(
         "mask m -s 0.5 -o x --scope middle",
         "evaluate m t.safetensors t.safetensors --text x",
         "evaluate m t.safetensors --text x --context 1",
+        "evaluate m t.safetensors --text x --from-disk --device cuda",
+        "evaluate m t.safetensors --text x --hidden-states disk",
+        "score m --criterion fisher --data x -o o --from-disk",
         "overlap a b --method cosine",
         "demo --windows 0",
         "mask m -o x",

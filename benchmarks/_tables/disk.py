@@ -60,3 +60,37 @@ def bars(results: Results) -> str:
             f"| bytes read in drawing, times the files | {results['read_ratio']:.2f} | 2 |",
         ]
     )
+
+
+def quality_from_disk() -> str:
+    """A ticket's quality, block by block."""
+    results = load("quality_from_disk")
+    return f"""## Quality from disk
+
+The dense model and a ticket of sparsity {results["sparsity"]:.1f} on {results["tokens"]} tokens, by
+`compute_lottery_ticket_quality` from the folder: the same checkpoint of {results["file_bytes"] / 1e9:.1f} GB,
+each line in a process of its own and with nothing of the files cached. Memory is all anonymous memory of the
+process at its peak, the ticket's {results["mask_bytes"] / 1e9:.1f} GB in it. The reader leaves the processor idle;
+what the evaluation takes beyond it is two forward passes of the model. Of the embedding it reads the rows of these
+tokens, which is why the files are not read whole.
+
+| | seconds | read, times the files | memory |
+| --- | ---: | ---: | ---: |
+{quality_rows(results)}
+
+Memory was to be {results["anonymous_bar"] / 1e9:.0f} GB at most; the time is
+{results["time_ratio"]:.1f} times that of reading the files once.
+
+{machine_line(results)}{other_work(results)}
+"""
+
+
+def quality_rows(results: Results) -> str:
+    """Reading and evaluating."""
+    labels = {"read once": "reading all files once", "quality from disk": "`compute_lottery_ticket_quality`"}
+    return "\n".join(
+        f"| {label} | {run['seconds']:.1f} | {run['bytes_read'] / results['file_bytes']:.2f} "
+        f"| {run['anonymous_peak'] / 1e9:.2f} GB |"
+        for name, label in labels.items()
+        for run in [results["runs"][name]]
+    )

@@ -15,7 +15,7 @@ are what it is made of, and a module imports only from the floors below its own:
     robustness                        model, data -> loss over sparsities
     vision                            small networks and images to try things on
     overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
-    large_models                      checkpoint folders, tensor by tensor
+    large_models                      checkpoint folders, tensor by tensor, and models in them block by block
     gradients                         gradients of single samples, made in the backward pass and forgotten
     planning                          bytes of every operation, item by item, before it starts
     detection                         masks of successive checks -> has the ticket settled?

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lottery_tickets._batches import LossFunction
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._data import Samples
-from lottery_tickets.gradients._model import borrowed
+from lottery_tickets.gradients._model import borrowed, refuse_folder
 from lottery_tickets.gradients._passes import Gradients, Grouping
 from lottery_tickets.gradients._stores import Store
 from lottery_tickets.gradients._sums import Moments, Statistic, Sums
@@ -115,6 +115,7 @@ def compute_scores(
         ParameterSelectionError: Nothing to score.
         MemoryPlanError: More memory is needed than is free.
     """
+    refuse_folder(model, "gradients need backward passes, and these the whole model in memory")
     refuse_if_too_large(
         "fisher",
         model,

@@ -1,11 +1,12 @@
 """What a ticket is: the mask, its file, the parameters it speaks of, and a model that computes with it."""
 
-from lottery_tickets.masks._applied import applied, apply_mask, remove_mask
+from lottery_tickets.masks._applied import applied, apply_mask, masked_copy, remove_mask
 from lottery_tickets.masks._bits import PackedBits, count_common, count_different, pack, packed_size, unpack_range
 from lottery_tickets.masks._held import held, zero_held
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import (
     Patterns,
+    Place,
     chosen_parameters,
     is_transposed_linear,
     lasting,
@@ -20,6 +21,7 @@ __all__ = [
     "Mask",
     "PackedBits",
     "Patterns",
+    "Place",
     "applied",
     "apply_mask",
     "as_mask",
@@ -29,6 +31,7 @@ __all__ = [
     "held",
     "is_transposed_linear",
     "lasting",
+    "masked_copy",
     "matching_names",
     "pack",
     "packed_size",

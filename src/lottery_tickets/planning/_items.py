@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from lottery_tickets.planning._from_disk import masked_bytes, waiting_bytes
 from lottery_tickets.planning._options import Options
 from lottery_tickets.planning._shapes import Shapes
 from lottery_tickets.training import DecoderSizes, training_bytes
@@ -31,6 +32,8 @@ _SIGMAS = 6
 _SORTING = 20  # bytes a weight where lines are drawn by sorting
 # Ranks are counted in groups of 65,536 values: counts, their sums, and the shares they come to.
 _RANKING = (128 << 16) * (4 + 3 * _DOUBLE)
+# Weights that Wanda turns into scores at a time.
+_SCORED = 1 << 22
 # The probe of early-bird checks: positions and weights of a sample.
 _PROBE, _PROBE_MOST = 16, 1 << 20
 _KEPT_MASKS = {"window": 1, "queue": 4, "rank_correlation": 1}
@@ -77,7 +80,17 @@ def mask_bytes(shapes: Shapes, options: Options) -> Bytes:
 
 
 def quality_bytes(shapes: Shapes, options: Options) -> Bytes:
-    """Forward passes of the dense model and of its tickets, each layer masked as it computes."""
+    """Forward passes of the dense model and of its tickets, each layer masked as it computes.
+
+    From disk, all of a block are masked at once, and hidden states of all batches wait for their turn.
+    """
+    if options.from_disk:
+        found = Bytes()
+        found.add("mask", options.masks * shapes.mask)
+        found.add("temporaries", masked_bytes(shapes))
+        found.add("activations", waiting_bytes(shapes, options, options.masks + 1))
+        _add_forward(found, shapes, options, loss=True)
+        return found
     found = _model(shapes)
     found.add("mask", options.masks * shapes.mask, to_host=options.elsewhere)
     # A masked copy of the layer, and on an accelerator its bits unpacked and carried over.
@@ -116,9 +129,11 @@ def magnitude_score_bytes(shapes: Shapes, options: Options) -> Bytes:
 
 def wanda_bytes(shapes: Shapes, options: Options) -> Bytes:
     """Forward passes that sum squares of inputs, then scores made in float64, tensor by tensor."""
-    found = _model(shapes)
-    found.add("scores", _SINGLE * shapes.count, to_host=options.elsewhere)
-    finishing = shapes.largest + (2 * _DOUBLE + _SINGLE) * shapes.most
+    found = Bytes() if options.from_disk else _model(shapes)
+    _add_sums(found, shapes, options)
+    if options.from_disk:
+        found.add("activations", waiting_bytes(shapes, options, 1))
+    finishing = (shapes.width + 2 * _DOUBLE + _SINGLE) * min(shapes.most, _SCORED)
     squares = 2 * _DOUBLE * options.tokens * _widest(shapes.decoder)
     found.add("temporaries", max(finishing, squares))
     _add_forward(found, shapes, options, loss=False)

@@ -82,4 +82,5 @@ def _changes(operation: str, options: Options) -> Iterator[tuple[str, dict[str, 
         yield "batch_size=1", {"batch_size": 1}
     if operation == "mask":
         yield "use_histogram=True", {"use_histogram": True}
+    if operation in ("mask", "quality", "wanda"):
         yield "from_disk=True", {"from_disk": True}

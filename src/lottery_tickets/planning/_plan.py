@@ -156,6 +156,7 @@ def plan_memory(
     masks: int = 1,
     use_histogram: bool = True,
     from_disk: bool = False,
+    batches: int = 1,
     run_dir: bool = False,
     rewind_later: bool = False,
     include: Patterns = None,
@@ -204,7 +205,10 @@ def plan_memory(
         store: Of scores from gradients: where sums lie.
         masks: How many are drawn or judged at once.
         use_histogram: Of masks; False sorts.
-        from_disk: Of masks: drawn from a checkpoint's folder, whose weights are read where they lie.
+        from_disk: Of masks, quality and Wanda: from a checkpoint's folder, whose weights are read where they lie,
+            for the latter two block by block, in the type that they are stored in.
+        batches: Of quality and Wanda from disk: how many there are, whose hidden states wait in memory for the
+            next block; 0 if they wait on disk.
         run_dir: Of "iterative": whether the rewinding point lies in the run's folder.
         rewind_later: Of "iterative": whether it has an optimizer's state too, not being the initialisation.
         include: Widens what is prunable; see `prunable_parameters`.
@@ -251,6 +255,7 @@ def plan_memory(
         masks=masks,
         use_histogram=use_histogram,
         from_disk=from_disk,
+        batches=batches,
         on_disk=run_dir,
         rewind_later=rewind_later,
     )
