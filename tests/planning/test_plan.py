@@ -470,7 +470,7 @@ def test_it_is_json():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"operation": "prune"}, "operation is one of mask"),
+        ({"operation": "prune"}, "operation is one of load, mask"),
         ({"optimizer": "lion"}, "optimizer is one of sgd"),
         ({"store": "tape"}, "store is one of"),
         ({"criterion": "luck"}, "criterion is one of"),

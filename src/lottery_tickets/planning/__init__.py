@@ -7,6 +7,7 @@ from lottery_tickets.planning._items import ITEMS, OPERATIONS
 from lottery_tickets.planning._knobs import Knob
 from lottery_tickets.planning._limits import FreeMemory, free_memory
 from lottery_tickets.planning._plan import MemoryPlan, plan_memory
+from lottery_tickets.planning._shapes import Shapes
 
 __all__ = [
     "ITEMS",
@@ -14,6 +15,7 @@ __all__ = [
     "FreeMemory",
     "Knob",
     "MemoryPlan",
+    "Shapes",
     "ShippedConfig",
     "amount_of",
     "free_memory",

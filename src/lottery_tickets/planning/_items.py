@@ -33,6 +33,8 @@ _SORTING = 20  # bytes a weight where lines are drawn by sorting
 _RANKING = (128 << 16) * (4 + 3 * _DOUBLE)
 # The probe of early-bird checks: positions and weights of a sample.
 _PROBE, _PROBE_MOST = 16, 1 << 20
+# What is copied from file to file at a time: so many of the widest numbers.
+_COPIED = _DOUBLE << 20
 _KEPT_MASKS = {"window": 1, "queue": 4, "rank_correlation": 1}
 
 
@@ -76,6 +78,19 @@ def mask_bytes(shapes: Shapes, options: Options) -> Bytes:
     return found
 
 
+def load_bytes(shapes: Shapes, _options: Options) -> Bytes:
+    """A checkpoint's weights in memory of their own."""
+    return _model(shapes)
+
+
+def apply_bytes(shapes: Shapes, _options: Options) -> Bytes:
+    """A pruned copy of a checkpoint: its mask, and a block that goes from one file to the other."""
+    found = Bytes()
+    found.add("mask", shapes.mask)
+    found.add("temporaries", _COPIED)
+    return found
+
+
 def quality_bytes(shapes: Shapes, options: Options) -> Bytes:
     """Forward passes of the dense model and of its tickets, each layer masked as it computes."""
     found = _model(shapes)
@@ -84,6 +99,21 @@ def quality_bytes(shapes: Shapes, options: Options) -> Bytes:
     found.add("temporaries", shapes.largest + (shapes.most if options.elsewhere else 0))
     if options.elsewhere:
         found.add("temporaries", shapes.most, to_host=True)
+    _add_forward(found, shapes, options, loss=True)
+    return found
+
+
+def robustness_bytes(shapes: Shapes, options: Options) -> Bytes:
+    """Tickets drawn from one count, and the quality of one after the other."""
+    found = quality_bytes(shapes, options)
+    found.add("temporaries", _selecting(shapes, options))
+    return found
+
+
+def connectivity_bytes(shapes: Shapes, options: Options) -> Bytes:
+    """Weights to come back to, and a forward pass at each point between the states, which are there already."""
+    found = _model(shapes)
+    found.add("rewind", shapes.weights)
     _add_forward(found, shapes, options, loss=True)
     return found
 
@@ -166,26 +196,48 @@ def early_bird_bytes(shapes: Shapes, options: Options) -> Bytes:
     return found
 
 
-def iterative_bytes(shapes: Shapes, options: Options) -> Bytes:
-    """Training with its mask held, and the rewinding point in memory unless a run's folder has it."""
+def verdict_bytes(shapes: Shapes, options: Options) -> Bytes:
+    """Training with a mask held."""
     found = _training(shapes, options)
     found.add("mask", shapes.mask, to_host=options.elsewhere)
-    # What was pruned ranks below all else, for which weights are copied block by block.
-    found.add("temporaries", min(_BLOCKS, shapes.weights))
     if options.elsewhere:
         found.add("mask", shapes.mask)  # carried over once, and unpacked for one tensor at a time
         found.add("temporaries", shapes.most)
+    return found
+
+
+def iterative_bytes(shapes: Shapes, options: Options) -> Bytes:
+    """Training with its mask held, and the rewinding point in memory unless a run's folder has it."""
+    found = verdict_bytes(shapes, options)
+    # What was pruned ranks below all else, for which weights are copied block by block.
+    found.add("temporaries", min(_BLOCKS, shapes.weights))
     if not options.on_disk:
         state = found.device["optimizer"] if options.rewind_later else 0
         found.add("rewind", shapes.weights + state)
     return found
 
 
+def instability_bytes(shapes: Shapes, options: Options) -> Bytes:
+    """The second of two trainings, or the path between their ends, whichever takes more.
+
+    Either way the first one's weights are there, and those that both began with.
+    """
+    training, path = _training(shapes, options), connectivity_bytes(shapes, options)
+    training.add("rewind", training.device["optimizer"])  # as it was where both began
+    found = max(training, path, key=lambda one: one.total)
+    found.add("rewind", 2 * shapes.weights)
+    return found
+
+
 _WEIGHED = ("taylor", "taylor-squared", "obd", "snip")
 _CRITERIA = ("grad_norm", "fisher", "fisher-true", "fisher-batch", *_WEIGHED)
 OPERATIONS: dict[str, Operation] = {
+    "load": load_bytes,
     "mask": mask_bytes,
+    "apply": apply_bytes,
     "quality": quality_bytes,
+    "robustness": robustness_bytes,
+    "connectivity": connectivity_bytes,
     "magnitude": magnitude_score_bytes,
     **dict.fromkeys(_CRITERIA, gradient_score_bytes),
     **dict.fromkeys(_WEIGHED, partial(gradient_score_bytes, weighed=True)),
@@ -195,8 +247,10 @@ OPERATIONS: dict[str, Operation] = {
     "hybrid": hybrid_bytes,
     "early-bird": early_bird_bytes,
     "iterative": iterative_bytes,
+    "verdict": verdict_bytes,
+    "instability": instability_bytes,
 }
-TRAINING = ("early-bird", "iterative")
+TRAINING = ("early-bird", "iterative", "verdict", "instability")
 FROM_GRADIENTS = (*_CRITERIA, "hybrid")
 
 

@@ -53,6 +53,19 @@ class Shapes:
         return cls._of(list(tensors.values()), tensors, None, None)
 
     @classmethod
+    def of_sizes(cls, sizes: Mapping[str, int], width: int) -> Shapes:
+        """Of weights by name of which the number is known, and the bytes of each."""
+        return cls(
+            model=None,
+            weights=width * sum(sizes.values()),
+            narrow=sum(sizes.values()) if width == 2 else 0,
+            width=width,
+            prunable=dict(sizes),
+            largest=width * max(sizes.values(), default=0),
+            decoder=None,
+        )
+
+    @classmethod
     def _of(
         cls,
         numbers: list[torch.Tensor],
