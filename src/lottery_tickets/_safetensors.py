@@ -31,8 +31,8 @@ METADATA = "__metadata__"
 
 # What the safetensors library reads at most, too.
 _LONGEST_HEADER = 100_000_000
-# Bytes of objects that come from a byte of JSON at most, as the worst texts have been seen to take, and what may be
-# taken by a file so small that its header is most of it.
+# Bytes of objects that come from a byte of JSON at most, as the worst texts have been seen to take, and what may
+# be taken by a file so small that its header is most of it.
 _OBJECTS, _ALLOWED = 40, 64 << 20
 # What torch can count, and what it can lay out.
 MOST_ELEMENTS = (1 << 63) - 1

@@ -14,7 +14,8 @@ from lottery_tickets._batches import batches_of, size_of
 from lottery_tickets.errors import BatchError, MemoryPlanError, ParameterSelectionError
 from lottery_tickets.masks import Patterns
 from lottery_tickets.planning._amounts import shown
-from lottery_tickets.planning._items import OPERATIONS, TRAINING, Bytes
+from lottery_tickets.planning._bytes import Bytes
+from lottery_tickets.planning._items import OPERATIONS, TRAINING
 from lottery_tickets.planning._limits import FreeMemory, free_memory
 from lottery_tickets.planning._options import Options
 from lottery_tickets.planning._plan import plan_of

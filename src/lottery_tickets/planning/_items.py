@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
+from lottery_tickets.planning._bytes import Bytes
 from lottery_tickets.planning._options import Options
 from lottery_tickets.planning._shapes import Shapes
+from lottery_tickets.planning._trace import Pass
 from lottery_tickets.training import DecoderSizes, training_bytes
-
-ITEMS = ("weights", "gradients", "optimizer", "activations", "logits", "mask", "scores", "rewind", "temporaries")
 
 _SINGLE, _DOUBLE = 4, 8
 # The loss looks at logits in float32, 16 MiB at a time. From a chunk comes another tensor of its size; of chunks
@@ -36,32 +35,6 @@ _PROBE, _PROBE_MOST = 16, 1 << 20
 # What is copied from file to file at a time: so many of the widest numbers.
 _COPIED = _DOUBLE << 20
 _KEPT_MASKS = {"window": 1, "queue": 4, "rank_correlation": 1}
-
-
-@dataclass
-class Bytes:
-    """What an operation takes.
-
-    Attributes:
-        device: Item to bytes where it computes.
-        host: Item to bytes in the machine's memory, where that is another.
-        turns: What of the device's items is never there at one time: those that come when others are gone.
-        known: Whether all is counted; else it takes at least this.
-    """
-
-    device: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ITEMS, 0))
-    host: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ITEMS, 0))
-    turns: int = 0
-    known: bool = True
-
-    def add(self, item: str, count: int, *, to_host: bool = False) -> None:
-        """More bytes of an item."""
-        (self.host if to_host else self.device)[item] += count
-
-    @property
-    def total(self) -> int:
-        """The most at one time, where it computes."""
-        return sum(self.device.values()) - self.turns
 
 
 Operation = Callable[[Shapes, Options], Bytes]
@@ -298,12 +271,12 @@ def _add_forward(found: Bytes, shapes: Shapes, options: Options, *, loss: bool) 
     """A forward pass that keeps nothing: what one block holds, or the logits and chunks of their loss."""
     decoder, width, tokens = shapes.decoder, shapes.width, options.tokens
     if decoder is None:
-        found.known = False
+        _add_traced(found, shapes, options, "forward", loss=loss)
         return
     inside = tokens * width * (2 * decoder.hidden + max(3 * decoder.feed_forward, 6 * decoder.queries))
     at_the_end = 2 * tokens * width * decoder.hidden
     logits = tokens * width * decoder.words
-    chunks = _loss_chunks(decoder, options) if loss else 0
+    chunks = _loss_chunks(decoder.words, options) if loss else 0
     if inside > at_the_end + logits + chunks:
         found.add("activations", inside)
         return
@@ -319,12 +292,12 @@ def _add_backward(found: Bytes, shapes: Shapes, options: Options, *, tapped: boo
     """
     decoder, width, tokens = shapes.decoder, shapes.width, options.tokens
     if decoder is None:
-        found.known = False
+        _add_traced(found, shapes, options, "scores", loss=True)
         return
     block = decoder.block(tokens, width)
     widening = _SINGLE * tokens if tapped and width < _SINGLE else 0
     has_head = shapes.most == decoder.words * decoder.hidden
-    scratch = max(_loss_chunks(decoder, options), widening * (decoder.words + decoder.hidden) * has_head)
+    scratch = max(_loss_chunks(decoder.words, options), widening * (decoder.words + decoder.hidden) * has_head)
     logits = 2 * tokens * width * decoder.words
     at_the_loss = decoder.last_norm(tokens, width) + logits + scratch
     in_a_block = widening * (decoder.feed_forward + decoder.hidden)
@@ -358,7 +331,7 @@ def _training(shapes: Shapes, options: Options) -> Bytes:
     )
     found = Bytes(known=given["activations_known"])
     moments = [dict(given["at_the_loss"]), dict(given["in_a_block"]), dict(given["at_the_embedding"])]
-    chunks = 0 if shapes.decoder is None else _loss_chunks(shapes.decoder, options)
+    chunks = 0 if shapes.decoder is None else _loss_chunks(shapes.decoder.words, options)
     if options.elsewhere:
         moments[0]["chunks of the loss"] = chunks
     else:  # small enough for the CPU's heap, which keeps their place for what comes
@@ -369,7 +342,26 @@ def _training(shapes: Shapes, options: Options) -> Bytes:
     for name, count in [*given["throughout"].items(), *highest.items()]:
         found.add(_ITEM_OF[name], count)
     found.add("temporaries", given["update"])
+    if shapes.decoder is None:
+        _add_traced(found, shapes, options, "training", loss=True)
     return found
+
+
+def _add_traced(found: Bytes, shapes: Shapes, options: Options, what: Pass, *, loss: bool) -> None:
+    """Activations and logits of any architecture, if it can be run without numbers."""
+    checkpointing = options.gradient_checkpointing
+    if what == "training":
+        checkpointing = checkpointing is not False
+    peak = None
+    if shapes.trace is not None:
+        peak = shapes.trace.peak(options.rows, options.sequence_length, what, checkpointing=bool(checkpointing))
+    found.known, found.traced = peak is not None, peak is not None
+    if peak is None:
+        return
+    # A gradient of a parameter is there at the worst moment, and is counted already.
+    found.add("activations", max(0, peak.bytes - (0 if what == "forward" else found.device["gradients"])))
+    if loss:
+        found.add("temporaries", _loss_chunks(peak.words, options))
 
 
 _ITEM_OF = {
@@ -387,8 +379,8 @@ _ITEM_OF = {
 }
 
 
-def _loss_chunks(decoder: DecoderSizes, options: Options) -> int:
-    whole = _SINGLE * options.tokens * decoder.words
+def _loss_chunks(words: int, options: Options) -> int:
+    whole = _SINGLE * options.tokens * words
     done = min(-(-whole // _LOSS_CHUNK) - 1, _HELD_BACK_ELSEWHERE if options.elsewhere else _HELD_BACK)
     return (2 + done) * min(_LOSS_CHUNK, whole)
 
