@@ -84,7 +84,7 @@ class EarlyBirdCallback(WatchingCallback, Callback):  # type: ignore[misc]
         >>> quiet = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         ...              enable_model_summary=False)
         >>> trainer = Trainer(max_steps=4, callbacks=[bird], **quiet)
-        >>> trainer.fit(Fit(), list(torch.randn(8, 4).split(2)))
+        >>> trainer.fit(Fit(), torch.utils.data.DataLoader(torch.randn(8, 4), batch_size=2))
         >>> bird.ticket.names, [check["step"] for check in bird.results["checkpoints"]]
         (('weight',), [0, 2, 4])
 
@@ -216,7 +216,7 @@ class HoldMaskCallback(HoldingCallback, Callback):  # type: ignore[misc]
         ...              enable_model_summary=False)
         >>> hold = HoldMaskCallback(mask, module="net")
         >>> trainer = Trainer(max_steps=4, callbacks=[hold], **quiet)
-        >>> trainer.fit(model, list(torch.randn(8, 2).split(2)))
+        >>> trainer.fit(model, torch.utils.data.DataLoader(torch.randn(8, 2), batch_size=2))
         >>> model.net.weight[0, 1].item()
         0.0
 
