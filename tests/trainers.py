@@ -38,7 +38,7 @@ class Classifier(nn.Module):
 
 
 class LitClassifier(pytorch_lightning.LightningModule):
-    """The same as Lightning's takes it, without dropout, whose random state Lightning's checkpoints do not hold."""
+    """The same as Lightning's takes it; without dropout, as Lightning's checkpoints hold no random state."""
 
     def __init__(self, net: nn.Module | None = None, optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW):
         super().__init__()
@@ -98,7 +98,9 @@ def fitted(
         **options,
     }
     trainer = pytorch_lightning.Trainer(default_root_dir=folder, callbacks=list(callbacks), **options)
-    trainer.fit(model, DataLoader(blobs(), batch_size=16), ckpt_path=ckpt, weights_only=None if ckpt is None else True)
+    trainer.fit(
+        model, DataLoader(blobs(), batch_size=16), ckpt_path=ckpt, weights_only=None if ckpt is None else True
+    )
     return trainer
 
 
