@@ -3,7 +3,7 @@
 from lottery_tickets.large_models._checkpoints import compute_weights_digest, read_checkpoint
 from lottery_tickets.large_models._copies import PrunedCheckpoint, prune_checkpoint
 from lottery_tickets.large_models._loading import load_model, load_tokenizer, resolve_model
-from lottery_tickets.large_models._weights import MappedWeights, map_weights
+from lottery_tickets.large_models._weights import MappedWeights, map_parameters, map_weights
 from lottery_tickets.planning import MemoryPlan, plan_memory
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "compute_weights_digest",
     "load_model",
     "load_tokenizer",
+    "map_parameters",
     "map_weights",
     "plan_memory",
     "prune_checkpoint",
