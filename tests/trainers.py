@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytorch_lightning
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from tensorboardX.proto.event_pb2 import Event
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -102,6 +104,20 @@ def fitted(
         model, DataLoader(blobs(), batch_size=16), ckpt_path=ckpt, weights_only=None if ckpt is None else True
     )
     return trainer
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard would draw: tag to steps and values."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in folder.rglob("events.out.tfevents*"):
+        content, start = path.read_bytes(), 0
+        while start < len(content):
+            (length,) = struct.unpack_from("<Q", content, start)
+            event = Event.FromString(content[start + 12 : start + 12 + length])
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+            start += length + 16
+    return found
 
 
 # --- Runs to be killed: both callbacks at once, a sparser ticket looked for within the one that is held ---

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tensorboardX.proto.event_pb2 import Event
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -30,7 +29,7 @@ from lottery_tickets.integrations import compute_filled_zeros
 from lottery_tickets.integrations.transformers import EarlyBirdCallback, HoldMaskCallback
 from processes import run_python
 from test_early_bird import mlp, one_thread  # noqa: F401
-from trainers import Classifier, tuned, tuner
+from trainers import Classifier, scalars, tuned, tuner
 
 
 class Watched(TrainerCallback):
@@ -119,20 +118,6 @@ def test_without_add_to_the_figures_are_in_the_history(tmp_path):
     ours = [line for line in trainer.state.log_history if "early_bird/settled" in line]
     assert [(line["step"], line["epoch"]) for line in ours] == [(0, 0), (2, 0.5), (4, 1.0)]
     assert not any("early_bird/settled" in line for line in watched.logged)
-
-
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard would draw: tag to steps and values."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for path in folder.rglob("events.out.tfevents*"):
-        content, start = path.read_bytes(), 0
-        while start < len(content):
-            (length,) = struct.unpack_from("<Q", content, start)
-            event = Event.FromString(content[start + 12 : start + 12 + length])
-            for value in event.summary.value:
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
-            start += length + 16
-    return found
 
 
 def test_tensorboard_shows_the_distance(tmp_path, monkeypatch):
@@ -326,46 +311,64 @@ def test_a_compiled_model_is_held(tmp_path):
 
 TWO_PROCESSES = """
 import json, os, sys
-rank, folder = int(sys.argv[1]), sys.argv[2]
-os.environ.update(RANK=sys.argv[1], LOCAL_RANK=sys.argv[1], WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-                  MASTER_PORT=sys.argv[3], GLOO_SOCKET_IFNAME="lo")
-sys.path.insert(0, sys.argv[4])
+rank, folder, port, tests, fails = int(sys.argv[1]), *sys.argv[2:]
+os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                  MASTER_PORT=port, GLOO_SOCKET_IFNAME="lo")
+sys.path.insert(0, tests)
 import torch
-from lottery_tickets import create_magnitude_mask, validate_pruning_correctness
-from lottery_tickets.integrations.transformers import EarlyBirdCallback, HoldMaskCallback
 from pathlib import Path
+from lottery_tickets import create_magnitude_mask, validate_pruning_correctness
+from lottery_tickets._early_bird._watch import Watch
+from lottery_tickets.errors import LotteryTicketError, WeightsError
+from lottery_tickets.integrations.transformers import EarlyBirdCallback, HoldMaskCallback
 from test_early_bird import mlp
 from trainers import Classifier, tuned
+
+def fail(*_, **__):
+    raise WeightsError("the weights are bad")
+
+if fails == "fails" and rank == 0:
+    Watch.look = fail
 model = Classifier(mlp(0))
 mask = create_magnitude_mask(model, 0.3)
 bird = EarlyBirdCallback(0.6, check_every_steps=1)
 options = dict(per_device_train_batch_size=8, learning_rate=0.001, ddp_backend="gloo", max_steps=40)
-if sys.argv[5] == "nan":
-    if rank == 0:
-        bird._settings = None  # a failure of the first process alone
-trainer = tuned(model, Path(folder), HoldMaskCallback(mask), bird, **options)
-assert trainer.args.world_size == 2
-weights = [one.view(torch.uint8).tolist() for one in model.state_dict().values()]
-print(json.dumps([trainer.state.global_step, bird.settled, validate_pruning_correctness(model, mask)["valid"],
-                  bird.ticket is not None, weights]))
+try:
+    trainer = tuned(model, Path(folder), HoldMaskCallback(mask), bird, **options)
+except LotteryTicketError as error:
+    print(json.dumps([type(error).__name__, str(error)]))
+else:
+    assert trainer.args.world_size == 2
+    valid = validate_pruning_correctness(model, mask)["valid"]
+    weights = [one.view(torch.uint8).tolist() for one in model.state_dict().values()]
+    print(json.dumps([trainer.state.global_step, bird.settled, valid, bird.ticket is not None, weights]))
 """
+
+
+def in_two_processes(folder: Path, what: str) -> list[Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = Path(__file__).parents[1]
+    with ThreadPoolExecutor(2) as pool:
+        printed = pool.map(lambda rank: run_python(TWO_PROCESSES, rank, folder, port, here, what), range(2))
+        return [json.loads(text.splitlines()[-1]) for text in printed]
 
 
 @pytest.mark.slow
 def test_two_processes_stop_together_with_the_same_weights(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = str(Path(__file__).parents[1])
-    with ThreadPoolExecutor(2) as pool:
-        printed = pool.map(lambda rank: run_python(TWO_PROCESSES, rank, tmp_path, port, here, ""), range(2))
-        import json
-
-        first, second = (json.loads(text.splitlines()[-1]) for text in printed)
+    first, second = in_two_processes(tmp_path, "works")
     assert first[0] == second[0] < 40
     assert first[1:4] == [True, True, True]
     assert second[1:4] == [True, True, False], "the ticket is the first's"
     assert first[4] == second[4]
+
+
+@pytest.mark.slow
+def test_what_fails_in_the_first_process_ends_the_other(tmp_path):
+    first, second = in_two_processes(tmp_path, "fails")
+    assert first == ["WeightsError", "the weights are bad"]
+    assert second == ["TrainingError", "The first process: the weights are bad"]
 
 
 # --- Adapters ---
@@ -421,21 +424,19 @@ def test_a_merge_in_place_is_seen_beneath_the_adapters():
 # --- Imports ---
 
 
-@pytest.mark.parametrize(
-    ("module", "package", "extra"),
-    [("transformers", "transformers", "hf"), ("lightning", "pytorch_lightning", "lightning")],
-)
-def test_a_missing_library_is_named_with_its_extra(module, package, extra):
-    code = f"""
+def test_a_missing_library_is_named_with_its_extra():
+    code = """
 import sys
 import lottery_tickets.integrations
-assert not {{"transformers", "pytorch_lightning", "peft"}} & {{*sys.modules}}, "imported when used"
-sys.modules[{package!r}] = None
-try:
-    import lottery_tickets.integrations.{module}
-except ImportError as error:
-    print(type(error).__name__, error)
+assert not {"transformers", "pytorch_lightning", "peft"} & {*sys.modules}, "imported when used"
+for package, module in {"transformers": "transformers", "pytorch_lightning": "lightning"}.items():
+    sys.modules[package] = None
+    try:
+        __import__(f"lottery_tickets.integrations.{module}")
+    except ImportError as error:
+        print(type(error).__name__, error)
 """
-    printed = run_python(code)
-    assert printed.startswith("MissingExtraError")
-    assert f"pip install 'lottery-tickets[{extra}]'" in printed
+    first, second = run_python(code).splitlines()
+    for printed, extra in ((first, "hf"), (second, "lightning")):
+        assert printed.startswith("MissingExtraError")
+        assert f"pip install 'lottery-tickets[{extra}]'" in printed
