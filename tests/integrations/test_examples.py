@@ -62,8 +62,8 @@ def test_lightning(mnist, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_tickets_of_the_examples_settle_and_train(mnist, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    enough = ("--samples", "4000", "--epochs", "12")
+    enough = ("--samples", "2000", "--epochs", "12")
     run_lightning(*enough)
     for text in (capsys.readouterr().out, run_accelerate(tmp_path, *enough)):
         assert "settled: 5 of 5 last distances are below 0.1" in text
-        assert float(re.search(RESULT, text, re.M)[1]) > 0.9
+        assert float(re.search(RESULT, text, re.M)[1]) > 0.85
