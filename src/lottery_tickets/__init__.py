@@ -24,6 +24,7 @@ are what it is made of, and a module imports only from the floors below its own:
     sparsity                          how much is removed, and where the line is drawn
     masks, _batches                   what a ticket is; a batch of any form -> a loss that adds
     runs                              the folder of a run that can be killed at any moment and go on
+    _ranks                            processes that count together, and fail together
     _kernels, errors                  compiled loops over bits; what can go wrong
 
 Names are imported when they are first used, so that the command line answers without loading torch.

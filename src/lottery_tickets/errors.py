@@ -99,6 +99,10 @@ class MemoryPlanError(LotteryTicketError, RuntimeError):
     """An operation that needs more memory than is free, refused before it starts."""
 
 
+class DistributedError(LotteryTicketError, RuntimeError):
+    """Work of several processes that ended on all: one failed or has gone, or they do not do the same."""
+
+
 class MissingExtraError(LotteryTicketError, ImportError):
     """A feature whose optional dependency is not installed."""
 

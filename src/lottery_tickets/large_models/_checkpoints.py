@@ -213,14 +213,14 @@ def _weight_map(folder: Path, path: Path) -> dict[str, str]:
     if not isinstance(places, dict):
         raise CheckpointError(f"{path}: not an index of shards (no weight_map); get the checkpoint again.")
     for key, file in places.items():
-        if not isinstance(file, str) or not _is_name(file):
+        if not isinstance(file, str) or not is_file_name(file):
             raise CheckpointError(
                 f"{path}: shard {shorten(file)} of {key} is not the name of a file in this folder."
             )
     return places
 
 
-def _is_name(file: str) -> bool:
+def is_file_name(file: str) -> bool:
     """Whether this names something in a folder, and cannot lead out of it."""
     separated = any(character in file for character in ("/", "\\", "\0"))
     return not separated and file not in ("", ".", "..") and len(file.encode()) <= _LONGEST_NAME

@@ -14,6 +14,7 @@ from torch import nn
 
 from lottery_tickets.errors import CheckpointError, MissingExtraError
 from lottery_tickets.large_models._checkpoints import Checkpoint, read_checkpoint
+from lottery_tickets.large_models._dcp import is_distributed_checkpoint
 from lottery_tickets.large_models._pages import TYPES
 from lottery_tickets.planning import Shapes, refuse_if_too_large
 
@@ -25,8 +26,8 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
     """Folder of a checkpoint: the folder itself, or the local copy of a model on the Hugging Face hub.
 
     Args:
-        model: A folder saved by `save_pretrained`, or a hub id such as "HuggingFaceTB/SmolLM2-135M", which is
-            downloaded once and then taken from the cache.
+        model: A folder saved by `save_pretrained` or by `torch.distributed.checkpoint.save`, or a hub id such as
+            "HuggingFaceTB/SmolLM2-135M", which is downloaded once and then taken from the cache.
 
     Raises:
         CheckpointError: Neither a folder here nor a model that the hub gives; or a folder without safetensors
@@ -45,7 +46,8 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         folder = _downloaded(str(model))
-    read_checkpoint(folder)
+    if not is_distributed_checkpoint(folder):
+        read_checkpoint(folder)
     return folder
 
 
