@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.training._passes import Clip, Passes
 from lottery_tickets.training._rounding import key_of
@@ -49,6 +50,9 @@ class FusedSGD(torch.optim.Optimizer):
             "compensated" keeps what rounding lost in a buffer that takes the weights' bytes again; "nearest" loses
             small steps. Other data types ignore it.
         seed: Of stochastic rounding. Its bits depend on (seed, step, parameter, element) alone.
+        ranks: Processes with the same weights, each of which goes back from a share of the loss: `backward`
+            updates by the sums of their gradients, each of which is added up as soon as it is there; None for this
+            process alone.
 
     Attributes:
         nonfinite: Names of the parameters with a non-finite gradient in the latest update.
@@ -84,6 +88,7 @@ class FusedSGD(torch.optim.Optimizer):
         clip: Clip = "tensor",
         precision: Precision = "stochastic",
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         check_precision(precision)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
@@ -93,7 +98,7 @@ class FusedSGD(torch.optim.Optimizer):
         named = named_parameters_of(self.param_groups)
         check_parameters(named)
         self._places = [(group, one) for group in self.param_groups for one in group["params"]]
-        self._passes = Passes(named, self._update, max_grad_norm=max_grad_norm, clip=clip)
+        self._passes = Passes(named, self._update, max_grad_norm=max_grad_norm, clip=clip, ranks=ranks)
 
     @property
     def optimizer(self) -> FusedSGD:

@@ -8,11 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import MissingExtraError, TrainingError
 from lottery_tickets.masks import zero_held
 from lottery_tickets.training._fused_sgd import FusedSGD, check_parameters
 from lottery_tickets.training._passes import Clip, Passes, check_loss
 from lottery_tickets.training._rounding import key_of
+from lottery_tickets.training._turns import Turns
 from lottery_tickets.training._weights import (
     Precision,
     all_finite,
@@ -82,6 +84,7 @@ def make_optimizer(
     clip: Clip | None = None,
     precision: Precision = "stochastic",
     seed: int = 0,
+    ranks: Ranks | None = None,
 ) -> Stepper:
     """An optimizer by name, updating inside the backward pass where it is one of these names.
 
@@ -98,6 +101,7 @@ def make_optimizer(
             function, which knows no other.
         precision: Of weights in bfloat16 and float16, as `FusedSGD` has it; a function's are rounded as it does.
         seed: Of stochastic rounding.
+        ranks: Processes that update by the sums of their gradients; see `FusedSGD`.
 
     Returns:
         Anything with the methods of `Stepper`.
@@ -121,14 +125,14 @@ def make_optimizer(
     if kind == "sgd":
         return FusedSGD(
             named, lr, momentum, weight_decay,
-            max_grad_norm=max_grad_norm, clip=clip or "tensor", precision=precision, seed=seed,
+            max_grad_norm=max_grad_norm, clip=clip or "tensor", precision=precision, seed=seed, ranks=ranks,
         )  # fmt: skip
     if callable(kind):
         if clip == "tensor" or weight_decay:
             raise TrainingError(
                 "A function sets its own weight_decay, and clip='tensor' is for the optimizers by name."
             )
-        return AfterBackward(named, kind(named, lr=lr), max_grad_norm=max_grad_norm)
+        return AfterBackward(named, kind(named, lr=lr), max_grad_norm=max_grad_norm, ranks=ranks)
     if kind not in _ADAMS:
         raise TrainingError(f"optimizer is one of sgd, {', '.join(_ADAMS)} or a function; got {kind!r}.")
 
@@ -136,7 +140,12 @@ def make_optimizer(
         return _ADAMS[kind](parameters, lr=lr, weight_decay=weight_decay)
 
     return InBackward(
-        named, make, max_grad_norm=max_grad_norm, clip=clip or "tensor", precision=precision, seed=seed
+        *(named, make),
+        max_grad_norm=max_grad_norm,
+        clip=clip or "tensor",
+        precision=precision,
+        seed=seed,
+        ranks=ranks,
     )
 
 
@@ -150,13 +159,22 @@ class AfterBackward:
         named: Name and parameter.
         optimizer: Over these parameters.
         max_grad_norm: For `torch.nn.utils.clip_grad_norm_`, or None.
+        ranks: See `FusedSGD`.
     """
 
-    def __init__(self, named: Named, optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> None:
+    def __init__(
+        self,
+        named: Named,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float | None,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.optimizer = optimizer
         self.nonfinite: tuple[str, ...] = ()
         self.moved = 0
         self._named, self._max_norm = list(named), max_grad_norm
+        self._ranks = ranks or Ranks()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -172,6 +190,8 @@ class AfterBackward:
         """Go back from the loss, clip, step, and drop the gradients."""
         self.nonfinite, self.moved = (), 0
         self.accumulate(loss)
+        if self._ranks.size > 1:
+            self._add_up()
         there = [(name, one, one.grad) for name, one in self._named if one.grad is not None]
         # One norm of all tells it faster than one of each.
         if not all_finite([gradient for _, _, gradient in there]):
@@ -184,6 +204,21 @@ class AfterBackward:
             self.moved = len(there)
             self.optimizer.step()
         self.zero_grad()
+
+    def _add_up(self) -> None:
+        """The sums over ranks in place of this rank's gradients."""
+
+        def receive(index: int, total: torch.Tensor) -> None:
+            one = self._named[index][1]
+            one.grad = total.to(one.dtype)
+
+        there = [index for index, (_, one) in enumerate(self._named) if one.grad is not None]
+        turns = Turns(self._ranks, self._named, there, receive)
+        for index in reversed(there):
+            gradient = self._named[index][1].grad
+            assert gradient is not None
+            turns.take(index, gradient)
+        turns.finish()
 
     @torch.no_grad()
     def scale_accumulated(self, factor: float) -> None:
@@ -221,6 +256,7 @@ class InBackward:
         clip: See `FusedSGD`.
         precision: See `FusedSGD`.
         seed: See `FusedSGD`.
+        ranks: See `FusedSGD`.
     """
 
     def __init__(
@@ -232,6 +268,7 @@ class InBackward:
         clip: Clip,
         precision: Precision,
         seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
         check_precision(precision)
         self._named = list(named)
@@ -250,6 +287,7 @@ class InBackward:
             max_grad_norm=max_grad_norm,
             clip=clip,
             finish=self._step_together if self._together else None,
+            ranks=ranks,
         )
 
     @property

@@ -8,7 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
+from lottery_tickets.training._graph import uses_of
+from lottery_tickets.training._turns import Receive, Turns
 from lottery_tickets.training._weights import all_finite, blocks, combined, is_finite, is_half, norm_of
 
 Clip = Literal["tensor", "global"]
@@ -28,6 +31,7 @@ class Passes:
         clip: Whether that is the norm of each tensor or of all together.
         finish: Called when `update` has been told all gradients of a pass. Where it is given they may wait for
             each other, and are handed on when the pass is over.
+        ranks: Gradients are sums over these; None for this process alone.
 
     Attributes:
         nonfinite: Names of the parameters whose gradient was infinite or NaN in the latest update; none of these
@@ -43,6 +47,7 @@ class Passes:
         max_grad_norm: float | None,
         clip: Clip,
         finish: Callable[[], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if clip not in get_args(Clip):
             raise TrainingError(f"clip is one of {', '.join(get_args(Clip))}; got {clip!r}.")
@@ -54,6 +59,7 @@ class Passes:
         self.moved = 0
         self._named, self._update, self._finish = list(named), update, finish
         self._max_norm, self._clip = max_grad_norm, clip
+        self._ranks = ranks or Ranks()
         self._held: dict[int, torch.Tensor] = {}
 
     @property
@@ -77,7 +83,10 @@ class Passes:
     def backward(self, loss: torch.Tensor) -> None:
         """Update every parameter on the loss's way back, or after it where all gradients must be known first."""
         self.nonfinite, self.moved = (), 0
-        self._go_back(loss)
+        if self._ranks.size > 1:
+            self._go_back_together(loss)
+        else:
+            self._go_back(loss)
         if self._finish is not None and self.moved:
             self._finish()
 
@@ -97,6 +106,27 @@ class Passes:
             coefficient = self._first_pass(loss)
             if not self.nonfinite:
                 self._run(loss, lambda index, gradient: self._apply(index, gradient, coefficient))
+
+    def _go_back_together(self, loss: torch.Tensor) -> None:
+        """The same by sums over ranks; each step follows its sum, unless all gradients must be known first."""
+        sums: dict[int, torch.Tensor] = {}
+        clips_all = self._max_norm is not None and self._clip == "global"
+        at_once = self._finish is None and not clips_all
+        receive: Receive = self._step if at_once else sums.__setitem__
+        if at_once and not self._held:
+            positions = {id(one): index for index, (_, one) in enumerate(self._named)}
+            turns = Turns(self._ranks, self._named, uses_of(loss.grad_fn, positions), receive)
+            self._run(loss, turns.take)
+        else:
+            self.accumulate(loss)
+            turns = Turns(self._ranks, self._named, self._held, receive)
+            for index in sorted(self._held, reverse=True):
+                turns.take(index, self._held.pop(index))
+        turns.finish()
+        if clips_all:
+            self._apply_clipped(sums)
+        elif not at_once:
+            self._step_all(sums)
 
     def use(self, gradients: dict[int, torch.Tensor]) -> None:
         """Update from gradients that somebody else made, and from those held."""

@@ -1,8 +1,9 @@
 """One optimizer step after another, each of them whole or not at all.
 
-Hugging Face's accelerate would bring devices, mixed precision and process groups; here there is one device, the
-weights' own data type, and an optimizer that works inside the backward pass, which accelerate's wrappers of
-optimizer and backward do not know. What is left to do on one device is small and is done here.
+Hugging Face's accelerate would bring devices, mixed precision and process groups; here a process has one device,
+the weights' own data type, and an optimizer that works inside the backward pass, which accelerate's wrappers of
+optimizer and backward do not know, and torch's DistributedDataParallel neither. What is left to do is small and is
+done here: the step of several ranks is that of all their batches together, on which they agree beforehand.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from lottery_tickets._batches import BatchLoss, LossFunction, measure, samples_of, size_of, total
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import NonfiniteLossError, TrainingError, TrainingMemoryError
 from lottery_tickets.training._memory_errors import is_out_of_memory
 from lottery_tickets.training._optimizers import Stepper
@@ -87,6 +89,8 @@ class Trainer:
         nonfinite: "stop" raises at the first batch whose loss or gradient is not finite; "skip" leaves it out.
         max_skipped: Share of the batches that may be left out, one being allowed in any case.
         announce: Called with the first batch before it is trained on.
+        ranks: Processes with the same weights, each of which is given a batch of its own at every step; the update
+            is that of all of them as one batch. None for this process alone.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Trainer:
         nonfinite: Nonfinite = "stop",
         max_skipped: float = 0.01,
         announce: Callable[[Any], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.progress = Progress()
         self.optimizer = optimizer
@@ -109,12 +114,13 @@ class Trainer:
         self._nonfinite, self._max_skipped = nonfinite, max_skipped
         self._updating = False
         self._announce = announce
+        self._ranks = ranks or Ranks()
 
     def step(self, batch: Any) -> BatchLoss | None:
         """Train on one batch.
 
         Returns:
-            Its loss before the update; None if it was left out.
+            Its loss before the update, that of all ranks together; None if it was left out.
 
         Raises:
             NonfiniteLossError: A loss or gradient that is not finite, where such batches are not left out or have
@@ -166,12 +172,10 @@ class Trainer:
     def _whole_step(self, batch: Any, before: list[_Saved]) -> BatchLoss:
         """Loss of a batch and the update by it, in as many pieces as memory asks for."""
         size = size_of(batch)
-        if not size:
-            raise _NotFiniteError("the batch holds no samples, so it has no loss")
         while True:
-            rows = min(size, self._limit or size)
+            rows = max(1, min(size, self._limit or size))
             try:
-                return self._in_pieces(batch, size, rows)
+                return self._in_pieces(batch, size, rows, before)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -188,31 +192,67 @@ class Trainer:
             self._limit = math.ceil(rows / 2)
             _log.warning("%s: memory ran out; going on with micro-batches of %d", self._where, self._limit)
 
-    def _in_pieces(self, batch: Any, size: int, rows: int) -> BatchLoss:
-        """The update of the whole batch from gradients of its pieces."""
+    def _in_pieces(self, batch: Any, size: int, rows: int, before: list[_Saved]) -> BatchLoss:
+        """The update of the whole batch, that of all ranks, from gradients of its pieces."""
         self._updating = False
+        own: _Own | None = None
+        problem = None
+        try:
+            own = self._all_but_the_update(batch, size, rows)
+        except _NotFiniteError as error:
+            problem = str(error)
+        whole = self._agreed(None if own is None else own.part, problem)
+        assert own is not None
+        if own.divisor not in (0, whole.units):
+            self.optimizer.scale_accumulated(own.divisor / whole.units)
+        self._update(own.graph, whole.units)
+        self._share_buffers(before)
+        return whole
+
+    def _all_but_the_update(self, batch: Any, size: int, rows: int) -> _Own:
+        """Losses of all pieces; gradients, held by the optimizer, of all but the last, whose graph is kept."""
         parts: list[BatchLoss] = []
+        graph = None
         divisor = 0  # of the pieces before the last: the units the batch will have if all have as many as these
         for start in range(0, size, rows):
             stop = min(size, start + rows)
             piece = batch if rows == size else samples_of(batch, start, stop)
             part = measure(self._model, piece, loss_fn=self._loss_fn)
-            graph, part = part.graph, total([part])
+            graph, part = part.graph if part.units else None, total([part])
             if part.units and not math.isfinite(part.loss_sum):
                 raise _NotFiniteError(f"the loss is {part.mean}")
             parts.append(part)
-            units = sum(one.units for one in parts)
-            if stop < size:
-                if part.units and graph is not None:
-                    divisor = divisor or math.ceil(units * size / stop)
-                    self.optimizer.accumulate(graph / divisor)
-                continue
-            if not units:
-                raise _NotFiniteError("every label of the batch is ignored, so it has no loss")
-            if divisor not in (0, units):
-                self.optimizer.scale_accumulated(divisor / units)
-            self._update(graph if part.units else None, units)
-        return total(parts)
+            if stop < size and graph is not None:
+                units = sum(one.units for one in parts)
+                divisor = divisor or math.ceil(units * size / stop)
+                self.optimizer.accumulate(graph / divisor)
+        return _Own(total(parts), graph, divisor)
+
+    def _agreed(self, part: BatchLoss | None, problem: str | None) -> BatchLoss:
+        """The batches of all ranks as one.
+
+        Raises:
+            _NotFiniteError: On all ranks, if one cannot go on, or none has a unit.
+        """
+        told = self._ranks.gather((part, problem))
+        for rank, (_, other) in enumerate(told):
+            if other is not None:
+                raise _NotFiniteError(other + (f" on rank {rank}" if self._ranks.size > 1 else ""))
+        whole = total([one for one, _ in told if one is not None and one.samples])
+        if not whole.samples:
+            raise _NotFiniteError("the batch holds no samples, so it has no loss")
+        if not whole.units:
+            raise _NotFiniteError("every label of the batch is ignored, so it has no loss")
+        return whole
+
+    def _share_buffers(self, before: list[_Saved]) -> None:
+        """Let every rank have the running statistics of rank 0, as DistributedDataParallel does."""
+        for module, name, _ in before if self._ranks.size > 1 else ():
+            buffer = module._buffers[name]
+            assert buffer is not None
+            if not self._ranks.first:
+                buffer.zero_()
+            self._ranks.add_up(buffer)
 
     def _update(self, graph: torch.Tensor | None, units: int) -> None:
         self._updating = True
@@ -229,7 +269,8 @@ class Trainer:
         return 0 * min(trainable, key=torch.numel).sum()
 
     def _refuse_if_moved(self, error: BaseException, rows: int) -> None:
-        if self._updating and self.optimizer.moved:
+        # Other ranks wait for the gradients of a backward pass that was agreed on.
+        if self._updating and (self.optimizer.moved or self._ranks.size > 1):
             raise TrainingMemoryError(
                 f"{self._where}: memory ran out in the backward pass, when some weights had been updated already "
                 "and others not, so the model is not to be used. Begin again from its initial weights, or from "
@@ -267,6 +308,20 @@ class Trainer:
 def _drop_gradients(model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter.grad = None
+
+
+class _Own(NamedTuple):
+    """A batch before its update.
+
+    Attributes:
+        part: Its losses.
+        graph: Loss sum of its last piece; None where that has no units.
+        divisor: What the gradients that are held were divided by; 0 if none are.
+    """
+
+    part: BatchLoss
+    graph: torch.Tensor | None
+    divisor: int
 
 
 class _Saved(NamedTuple):
