@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
 from lottery_tickets._batches import (
@@ -21,12 +22,16 @@ from lottery_tickets._batches import (
     batches_of,
     check_precision,
     evaluating,
+    joined,
     measure,
+    total,
 )
 from lottery_tickets._quality import Baseline, TicketQuality, checked_baseline, ticket_quality
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import EvaluationError
 from lottery_tickets.masks import Mask, applied, as_mask, parameters_of
 from lottery_tickets.planning import refuse_if_too_large
+from lottery_tickets.training import check_masks_alike
 
 __all__ = [
     "Baseline",
@@ -53,6 +58,7 @@ def compute_lottery_ticket_quality(
     nonfinite: Nonfinite = "raise",
     progress: bool = True,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> TicketQuality:
     """Loss, perplexity or accuracy of a ticket beside the dense model's on the same batches.
 
@@ -72,7 +78,7 @@ def compute_lottery_ticket_quality(
             "loss" or "accuracy", such as `quality["baseline"]`, or a number, which is the dense accuracy where
             labels are classes and the dense loss otherwise. It is taken as exact: the interval of the retention is
             then the ticket's alone.
-        max_batches: Stop after so many batches.
+        max_batches: Stop after so many batches; of each rank, where there are several.
         precision_mode: "high", losses from float32 logits (made in chunks); "fast", in the model's dtype. Sums are
             float64 either way. A loss that the model itself computes is taken as it comes.
         loss_fn: `loss_fn(logits, targets)` in place of the loss above; `logits` is the model's output, or what
@@ -82,6 +88,9 @@ def compute_lottery_ticket_quality(
         nonfinite: "raise" refuses a loss that is not finite, "skip" leaves such batches out on both sides.
         progress: Show a bar on anything that takes over two seconds.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: Ranks with the same weights and masks, each of which measures batches of its own, any number
+            of them (or none); every rank learns what one would that saw them all. None for this process alone, or
+            the group of a model in DistributedDataParallel.
 
     Returns:
         A `TicketQuality`.
@@ -91,6 +100,7 @@ def compute_lottery_ticket_quality(
         BatchError: A batch or a model output of an unknown form; the message says what came.
         MaskMismatchError: A mask that does not fit the model.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A rank failed or has gone, or has other masks than others.
 
     Example:
         >>> import torch
@@ -108,7 +118,9 @@ def compute_lottery_ticket_quality(
         test accuracy of the dense network. Cochran, "Sampling Techniques", 3rd edition, 1977, section 6.4.
     """
     options = _Options(max_batches, precision_mode, loss_fn, confidence, nonfinite, progress, check_memory)
-    return _qualities(model, {"mask": mask}, dataloader, baseline_performance, options)["mask"]
+    model, ranks = joined(model, process_group)
+    with ranks.together():
+        return _qualities(model, {"mask": mask}, dataloader, baseline_performance, options, ranks)["mask"]
 
 
 def compute_lottery_ticket_qualities(
@@ -124,6 +136,7 @@ def compute_lottery_ticket_qualities(
     nonfinite: Nonfinite = "raise",
     progress: bool = True,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, TicketQuality]:
     """Quality of several tickets of one model; the dense model is measured once, on the same batches.
 
@@ -142,6 +155,7 @@ def compute_lottery_ticket_qualities(
             baselines.
         progress: Show a bar on anything that takes over two seconds.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: See there.
 
     Returns:
         A `TicketQuality` for each name of `masks`.
@@ -151,6 +165,7 @@ def compute_lottery_ticket_qualities(
         BatchError: A batch or a model output of an unknown form.
         MaskMismatchError: A mask that does not fit the model.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A rank failed or has gone, or has other masks than others.
 
     Example:
         >>> import torch
@@ -165,7 +180,9 @@ def compute_lottery_ticket_qualities(
     if not masks:
         raise EvaluationError("masks is empty; give at least one mask by name.")
     options = _Options(max_batches, precision_mode, loss_fn, confidence, nonfinite, progress, check_memory)
-    return _qualities(model, masks, dataloader, baseline_performance, options)
+    model, ranks = joined(model, process_group)
+    with ranks.together():
+        return _qualities(model, masks, dataloader, baseline_performance, options, ranks)
 
 
 @dataclass(frozen=True)
@@ -204,16 +221,18 @@ def _qualities(
     dataloader: Any,
     baseline_performance: float | Mapping[str, Any] | None,
     options: _Options,
+    ranks: Ranks,
 ) -> dict[str, TicketQuality]:
     given = checked_baseline(baseline_performance)
     tickets = {name: _Run(f"ticket {name!r}", as_mask(mask)) for name, mask in masks.items()}
     for run in tickets.values():
         parameters_of(model, run.mask or {})
+    check_masks_alike(ranks, [run.mask for run in tickets.values() if run.mask is not None])
     refuse_if_too_large("quality", model, dataloader, check=options.check_memory, masks=len(masks))
     dense = _Run("the dense model", None)
     runs = [*tickets.values()] if given else [dense, *tickets.values()]
     with evaluating(model), _random_state_kept(model):
-        _measure(runs, model, dataloader, options)
+        _measure(runs, model, dataloader, options, ranks)
     return {
         name: ticket_quality(
             run.losses,
@@ -225,15 +244,19 @@ def _qualities(
     }
 
 
-def _measure(runs: Sequence[_Run], model: nn.Module, dataloader: Any, options: _Options) -> None:
-    """Every run on every batch, batch by batch."""
+def _measure(runs: Sequence[_Run], model: nn.Module, dataloader: Any, options: _Options, ranks: Ranks) -> None:
+    """Every run on every batch, batch by batch, and then what the other ranks measured."""
     batches = batches_of(dataloader)
     count = _count(batches, options.max_batches)
-    with tqdm(total=count and count * len(runs), desc="evaluating", delay=2, disable=not options.progress) as bar:
+    bars = options.progress and ranks.first
+    with tqdm(total=count and count * len(runs), desc="evaluating", delay=2, disable=not bars) as bar:
         for number, batch in enumerate(islice(batches, options.max_batches)):
             for run in runs:
                 run.losses.append(_measure_batch(run, model, number, batch, options))
                 bar.update()
+    parts = ranks.gather([run.losses for run in runs])
+    for run, *theirs in zip(runs, *parts, strict=True):
+        run.losses[:] = [part for losses in theirs for part in losses]
     if not runs[0].losses:
         raise EvaluationError(
             "The dataloader gave no batches; one that can be iterated only once may be spent already."
@@ -243,6 +266,7 @@ def _measure(runs: Sequence[_Run], model: nn.Module, dataloader: Any, options: _
 def _measure_batch(run: _Run, model: nn.Module, number: int, batch: Any, options: _Options) -> BatchLoss:
     with nullcontext() if run.mask is None else applied(model, run.mask):
         part = measure(model, batch, precision=options.precision, loss_fn=options.loss_fn)
+    part = total([part])  # without what measured it
     _log.debug("batch %d, %s: loss %g over %d units", number, run.whose, part.mean, part.units)
     if options.nonfinite == "raise" and not math.isfinite(part.loss_sum):
         raise EvaluationError(

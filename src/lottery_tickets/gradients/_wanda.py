@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
-from lottery_tickets._batches import kept_positions, run
+from lottery_tickets._batches import joined, kept_positions, run
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._data import Samples
 from lottery_tickets.gradients._layers import add_weight_gradient, input_of, is_convolution, is_stock_layer
@@ -30,6 +32,7 @@ def compute_wanda_importance(
     seed: int = 0,
     progress: bool = True,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, torch.Tensor]:
     """Weight times activation: `|w_ij| * ||x_j||`, x_j the layer's input feature j over all tokens of all samples.
 
@@ -47,6 +50,7 @@ def compute_wanda_importance(
         seed: Of the order of a dataloader that shuffles.
         progress: Show a bar on anything that takes over two seconds.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: Ranks that go through batches of their own; see `compute_gradient_importance`.
 
     Returns:
         Scores by name.
@@ -56,6 +60,7 @@ def compute_wanda_importance(
         BatchError: A batch of an unknown form.
         ParameterSelectionError: Nothing to score.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A rank failed or has gone.
 
     Example:
         >>> import torch
@@ -68,8 +73,25 @@ def compute_wanda_importance(
     References:
         Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024, equation 1.
     """
-    refuse_if_too_large("wanda", model, dataloader, check=check_memory, include=include, exclude=exclude)
-    parameters = scorable(model, include, exclude)
+    model, ranks = joined(model, process_group)
+    with ranks.together():
+        refuse_if_too_large("wanda", model, dataloader, check=check_memory, include=include, exclude=exclude)
+        parameters = scorable(model, include, exclude)
+        samples = Samples(dataloader, num_samples, seed=seed, passes=1, may_be_none=ranks.size > 1)
+        own = _input_squares(model, parameters, samples, progress and ranks.first)
+        squares = _of_all_ranks(own, ranks, next(iter(parameters.values())).device)
+        _refuse_missing([name for name in parameters if name not in squares])
+        scores = {}
+        for name, parameter in parameters.items():
+            scores[name] = (parameter.detach().abs().double() * squares.pop(name).sqrt()).float().cpu()
+            check_finite(name, scores[name])
+        return scores
+
+
+def _input_squares(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], samples: Samples, progress: bool
+) -> dict[str, torch.Tensor]:
+    """Name to the sums of squares of what its weights are multiplied with; those not called are left out."""
     places = places_of(model, parameters)
     layers = {
         name: list(dict.fromkeys(module for module, key in held if key == "weight" and is_stock_layer(module)))
@@ -86,7 +108,6 @@ def compute_wanda_importance(
         return hook
 
     with borrowed(model, checkpoint_activations=False), torch.no_grad():
-        samples = Samples(dataloader, num_samples, seed=seed, passes=1)
         handles = [
             layer.register_forward_hook(watch(name), with_kwargs=True, prepend=True)
             for name, held in layers.items()
@@ -99,12 +120,22 @@ def compute_wanda_importance(
         finally:
             for handle in handles:
                 handle.remove()
-    _refuse_missing([name for name in parameters if name not in squares])
-    scores = {}
-    for name, parameter in parameters.items():
-        scores[name] = (parameter.detach().abs().double() * squares.pop(name).sqrt()).float().cpu()
-        check_finite(name, scores[name])
-    return scores
+    return squares
+
+
+def _of_all_ranks(
+    squares: Mapping[str, torch.Tensor], ranks: Ranks, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """The sums over ranks, of which some may not have called a layer."""
+    shapes: dict[str, torch.Size] = {}
+    for theirs in ranks.gather({name: one.shape for name, one in squares.items()}):
+        shapes |= theirs
+    sums = {}
+    for name in sorted(shapes):
+        nothing = torch.zeros(shapes[name] if name not in squares else 0, dtype=torch.float64, device=device)
+        sums[name] = squares.get(name, nothing)
+        ranks.add_up(sums[name])
+    return sums
 
 
 def _squares(layer: Any, inputs: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
