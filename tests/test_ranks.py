@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from lottery_tickets import _ranks
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import DistributedError, SparsityError, WeightsError
 
@@ -35,17 +36,17 @@ def test_a_process_alone_adds_nothing():
     alone = Ranks.world()
     assert (alone.rank, alone.size, alone.first, alone.gather("x")) == (0, 1, True, ["x"])
     assert alone.sum(np.array([3])).tolist() == [3]
-    assert [part.tolist() for part in alone.collect(np.array([7], np.uint8))] == [[7]]
+    assert alone.collect("x") == ["x"]
     with pytest.raises(KeyError), alone.together(), alone.watched("nothing"):
         raise KeyError("w")
     assert alone.sent == 0
 
 
-def exchange(rank: int) -> tuple[list[object], list[list[int]] | None]:
+def exchange(rank: int) -> tuple[list[object], list[object] | None, list[int]]:
     everyone = Ranks.world()
     with everyone.together():
-        parts = everyone.collect(np.arange(rank * 3, dtype=np.uint8))
-    return everyone.gather({"rank": "x" * rank}), parts and [part.tolist() for part in parts]
+        parts = everyone.collect(list(range(rank * 3)))
+    return everyone.gather({"rank": "x" * rank}), parts, everyone.least(np.array([rank, -rank])).tolist()
 
 
 def test_messages_of_different_sizes(ranks):
@@ -53,6 +54,7 @@ def test_messages_of_different_sizes(ranks):
     assert all(one[0] == [{"rank": "x" * rank} for rank in range(4)] for one in found)
     assert found[0][1] == [list(range(rank * 3)) for rank in range(4)]
     assert [one[1] for one in found[1:]] == [None] * 3
+    assert [one[2] for one in found] == [[0, -3]] * 4
 
 
 def fail(rank: int, failing: dict[int, Exception], *, before: bool) -> None:
@@ -103,6 +105,7 @@ def test_ranks_that_part_ways_are_told(ranks):
 
 
 def die(rank: int, dying: int) -> None:
+    _ranks._ROLL_CALL_SECONDS = 1.0
     everyone = Ranks.world()
     with everyone.together():
         for _ in range(5):

@@ -40,6 +40,7 @@ class _Step(IntEnum):
     SUM = 2
     GATHER = 3
     COLLECT = 4
+    LEAST = 5
 
 
 class Ranks:
@@ -112,43 +113,60 @@ class Ranks:
         if there.data_ptr() != tensor.data_ptr():
             tensor.detach().copy_(there)
 
+    def least(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The smallest over the ranks of each number of an array of the same shape on each."""
+        if self.group is None:
+            return numbers
+        self._agree(_Step.LEAST, numbers.nbytes)
+        there = torch.from_numpy(numbers.copy()).to(self._device)
+        self._call(dist.all_reduce, there, dist.ReduceOp.MIN)
+        self.sent += there.nbytes
+        return there.cpu().numpy()
+
     def gather(self, value: Any) -> list[Any]:
-        """What each rank gives, on every rank; something small that pickles."""
+        """What each rank gives, on every rank; it must pickle."""
         if self.group is None:
             return [value]
-        packed = np.frombuffer(pickle.dumps(value), np.uint8)
-        return [pickle.loads(there.tobytes()) for there in self._exchange(_Step.GATHER, packed)]
+        mine, sizes = self._packed(_Step.GATHER, value)
+        return _unpickled(self._all_gather(mine), sizes)
 
-    def collect(self, data: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]] | None:
-        """The bytes of each rank, on rank 0; None on the others. Each may have another number of them."""
+    def collect(self, value: Any) -> list[Any] | None:
+        """What each rank gives, on rank 0; None on the others. It must pickle."""
         if self.group is None:
-            return [data]
-        longest = self._agree(_Step.COLLECT, data.size, alike=False)
-        mine = self._padded(data, longest)
+            return [value]
+        mine, sizes = self._packed(_Step.COLLECT, value)
         parts = [torch.empty_like(mine) for _ in range(self.size)] if self.first else None
-        sizes = self._all_gather(torch.tensor([data.size], device=self._device))
         self._call(dist.gather, mine, parts, dst=dist.get_global_rank(self.group, 0))
-        self.sent += 0 if self.first else longest
-        if parts is None:
-            return None
-        return [part.cpu().numpy()[: int(size)] for part, size in zip(parts, sizes, strict=True)]
+        self.sent += 0 if self.first else mine.nbytes
+        return None if parts is None else _unpickled(parts, sizes)
 
-    def _exchange(self, step: _Step, data: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
-        longest = self._agree(step, data.size, alike=False)
-        sizes = self._all_gather(torch.tensor([data.size], device=self._device))
-        parts = self._all_gather(self._padded(data, longest))
-        return [part.cpu().numpy()[: int(size)] for part, size in zip(parts, sizes, strict=True)]
-
-    def _padded(self, data: npt.NDArray[np.uint8], size: int) -> torch.Tensor:
-        padded = np.zeros(size, np.uint8)
-        padded[: data.size] = data
-        return torch.from_numpy(padded).to(self._device)
+    def _packed(self, step: _Step, value: Any) -> tuple[torch.Tensor, list[int]]:
+        """A value as bytes, as many on every rank, and how many of them are each rank's own."""
+        packed = np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
+        longest = self._agree(step, packed.size, alike=False)
+        sizes = self._all_gather(torch.tensor([packed.size], device=self._device))
+        padded = np.zeros(longest, np.uint8)
+        padded[: packed.size] = packed
+        return torch.from_numpy(padded).to(self._device), [int(size) for size in sizes]
 
     def _all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         self._call(dist.all_gather, parts, tensor)
         self.sent += tensor.nbytes
         return parts
+
+    def check_asked_alike(self, asked: str) -> None:
+        """Refuse to go on if the ranks are asked for different things.
+
+        Raises:
+            DistributedError: They are; it says what rank 0 is asked for, and the first that differs.
+        """
+        for rank, other in enumerate(everyone := self.gather(asked)):
+            if other != everyone[0]:
+                raise DistributedError(
+                    f"The ranks are asked for different things: rank {self._number(0)} for {everyone[0]}; rank "
+                    f"{self._number(rank)} for {other}. Pass the same arguments on all."
+                )
 
     # ---------------------------------------------------------------- failing together
 
@@ -286,6 +304,11 @@ class Ranks:
     def _number(self, rank: int) -> int:
         """The number that a rank of the group has in the job."""
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
+
+
+def _unpickled(parts: list[torch.Tensor], sizes: list[int]) -> list[Any]:
+    # From processes of the same job, which could do whatever they like without it.
+    return [pickle.loads(part.cpu().numpy()[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
 
 def _device_for(group: dist.ProcessGroup, device: torch.device | str | None) -> torch.device:

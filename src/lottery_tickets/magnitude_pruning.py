@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from numbers import Real
 from typing import TypedDict, overload
@@ -15,7 +16,7 @@ from torch import nn
 
 from lottery_tickets.errors import ParameterSelectionError, SparsityError
 from lottery_tickets.large_models import map_weights, resolve_model
-from lottery_tickets.masks import Mask, Patterns, prunable_parameters
+from lottery_tickets.masks import Division, Mask, Patterns, local_of, prunable_parameters, reshard
 from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.sparsity import (
     Allocation,
@@ -126,6 +127,9 @@ def create_magnitude_mask(
     row-major inside a tensor, the earlier weight pruned first. Data types may differ between tensors; magnitudes
     are compared by value, inf is the largest, and -0.0 equals 0.0.
 
+    Where parameters are DTensors (FSDP2, tensor parallelism), all ranks make this call. Each counts what it holds
+    and gets a `ShardedMask` with the bits of its own weights; together they are those of the model in one piece.
+
     Args:
         model: A model, or a mapping from names to tensors of weights (then all of them are ranked).
         sparsity: Fraction removed, in [0, 1). A list gives one mask each, from the same counts, and the masks
@@ -160,6 +164,7 @@ def create_magnitude_mask(
         ParameterSelectionError: A pattern that matches nothing.
         MemoryPlanError: More memory is needed than is free.
         CheckpointError: A checkpoint that `map_weights` refuses.
+        DistributedError: Another rank failed, has gone, or was given something else.
 
     Warns:
         LayerCollapseWarning: A global threshold removed every weight of a tensor.
@@ -191,9 +196,14 @@ def create_magnitude_mask(
     else:
         tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
         number = len(sparsity) if isinstance(sparsity, Sequence) else 1
-        refuse_if_too_large("mask", tensors, check=check_memory, masks=max(1, number), use_histogram=use_histogram)
         layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
-        masks, single = draw_masks(ranked(tensors, layouts), sparsity, rule)
+        division = Division.of(tensors)
+        parts = {name: local_of(tensor) for name, tensor in tensors.items()}
+        with division.ranks.together() if division else nullcontext():
+            refuse_if_too_large(
+                *("mask", parts), check=check_memory, masks=max(1, number), use_histogram=use_histogram
+            )
+            masks, single = draw_masks(ranked(parts, layouts, division=division), sparsity, rule)
     for mask in masks:
         _log.info("drawn by magnitude, %s: %r", rule, mask)
     if rule.by_threshold:
@@ -261,8 +271,8 @@ def compute_layerwise_magnitude_ticket(
     else:
         removals = removals_by_weight(numels, importance, removed)
         threshold, bits = {}, {}
-        for name, tensor in tensors.items():
-            selector = Ranked(tensors, progress=label).selector({name: tensor})
+        for name in tensors:
+            selector = Ranked(tensors, progress=label).selector([name])
             (line,) = selector.lines([removals[name]])
             threshold[name] = line.threshold
             bits |= selector.bits(line)
@@ -282,6 +292,7 @@ def _ranked_tensors(
     model: nn.Module | Mapping[str, torch.Tensor], include: Patterns, exclude: Patterns, *, only_weights: bool
 ) -> Mapping[str, torch.Tensor]:
     if isinstance(model, nn.Module):
+        reshard(model)
         return prunable_parameters(model, include, exclude, only_weights=only_weights)
     if include is not None or exclude is not None:
         raise ParameterSelectionError(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -293,7 +293,7 @@ class Mask(Mapping[str, torch.Tensor]):
     @property
     def sparsity(self) -> float:
         """Fraction of the weights removed; 0.0 for a mask over nothing."""
-        return _sparsity(self.kept, self.numel)
+        return sparsity_of(self.kept, self.numel)
 
     def packed(self, name: str) -> PackedBits:
         """The bits of one tensor, as read-only bytes: `ceil(numel / 8)`, the first weight in the lowest bit."""
@@ -317,7 +317,7 @@ class Mask(Mapping[str, torch.Tensor]):
             {'a': 0.75, 'b': 0.0}
         """
         kept = self.layer_kept()
-        return {name: _sparsity(kept[name], numel) for name, numel in self.layer_numel().items()}
+        return {name: sparsity_of(kept[name], numel) for name, numel in self.layer_numel().items()}
 
     def digest(self) -> str:
         """The ticket's identity: sha256 over names, shapes and bits, in the order of the sorted names.
@@ -329,12 +329,9 @@ class Mask(Mapping[str, torch.Tensor]):
             'd52a1236404e4d2d'
         """
         if self._digest is None:
-            state = hashlib.sha256()
-            for name in sorted(self._shapes):
-                # JSON frames name and shape unambiguously; the length of the bits follows from the shape.
-                state.update(json.dumps([name, list(self._shapes[name])]).encode())
-                state.update(self._packed[name].data)
-            self._digest = state.hexdigest()
+            self._digest = digest_of(
+                (name, self._shapes[name], self._packed[name]) for name in sorted(self._shapes)
+            )
         return self._digest
 
     # ---------------------------------------------------------------- algebra
@@ -431,14 +428,30 @@ def as_mask(mask: Mapping[str, torch.Tensor]) -> Mask:
         >>> as_mask({"w": torch.tensor([True, False])}).kept
         1
     """
+    if getattr(mask, "is_part", False):
+        raise MaskError(
+            "This is a rank's part of a sharded mask, and a whole one is needed: mask.gathered() makes it, on all "
+            "ranks together."
+        )
     return mask if isinstance(mask, Mask) else Mask.from_tensors(mask)
+
+
+def digest_of(tensors: Iterable[tuple[str, torch.Size, PackedBits]]) -> str:
+    """The digest of a mask, from its names in sorted order, shapes and bits."""
+    state = hashlib.sha256()
+    for name, shape, bits in tensors:
+        # JSON frames name and shape unambiguously; the length of the bits follows from the shape.
+        state.update(json.dumps([name, list(shape)]).encode())
+        state.update(bits.data)
+    return state.hexdigest()
 
 
 def _rebuild(packed: dict[str, PackedBits], shapes: dict[str, torch.Size], metadata: dict[str, str]) -> Mask:
     return Mask.from_packed(packed, shapes, metadata=metadata)
 
 
-def _sparsity(kept: int, numel: int) -> float:
+def sparsity_of(kept: int, numel: int) -> float:
+    """Fraction removed; 0.0 of nothing."""
     return (numel - kept) / numel if numel else 0.0
 
 
