@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lottery_tickets import create_magnitude_mask
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import BatchError, DistributedError, NonfiniteLossError, RunFolderError, TrainingError
+from lottery_tickets.runs import _folder
 from lottery_tickets.training import SharedBatches, Trainer, digest_of, make_optimizer, tensors_of
 from oracles import bytes_of
+from ranks import GoneError
 from test_early_bird import blobs, loader, mlp, one_thread, search  # noqa: F401
 from test_early_bird import told as told_of_search
 from test_iterative_pruning import batchnorm_net, prune
@@ -52,8 +56,7 @@ def searched_alike(rank: int, options: dict[str, Any], folder: Path | None = Non
     return told_of_search(results), digest_of(tensors_of(model))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("size", "optimizer"), [*((2, name) for name in OPTIMIZERS), (4, "sgd")])
 def test_ranks_with_the_same_batches_find_the_bits_that_one_process_finds(ranks, size, optimizer):
     options = {**OPTIMIZERS[optimizer], "target_sparsity": [0.5, 0.8], "max_epochs": 3, "stability_window": 2}
     model = mlp()
@@ -96,7 +99,7 @@ def searched_in_shares(rank: int, make: str, options: dict[str, Any]) -> Any:
 NETWORKS = {"plain": plain, "wide": lambda: plain(dtype=torch.float64)}
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -128,16 +131,12 @@ def _with(weights: dict[str, torch.Tensor]) -> nn.Module:
 
 
 def test_all_samples_are_shared_out_once():
-    class Of:  # what `Ranks` says of a group
-        def __init__(self, rank: int, size: int) -> None:
-            self.rank, self.size = rank, size
-
     batches = [(torch.arange(count)[:, None], torch.arange(count)) for count in (7, 3, 1)]
     for size in (1, 2, 3, 5):
         parts = []
         for rank in range(size):
             shared = SharedBatches(batches)
-            shared._ranks = Of(rank, size)
+            shared._ranks.rank, shared.processes = rank, size
             assert len(shared) == 3
             parts.append([labels.tolist() for _, labels in shared])
         found = [list(chain(*one)) for one in zip(*parts, strict=True)]
@@ -315,7 +314,7 @@ CONTINUED = {
 
 
 @pytest.mark.parametrize("what", CONTINUED)
-@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 1), (2, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 4), pytest.param(4, 1, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_the_same_bits_on_another_number_of_ranks(ranks, tmp_path, what, before, after):
     options, model = CONTINUED[what], mlp()
     run, tell = {"search": (search, told_of_search), "prune": (prune, told_of_pruning)}[what]
@@ -416,3 +415,61 @@ def test_a_batch_that_one_rank_cannot_use_is_left_out_by_all(ranks):
     first, second = ranks(2).run(skipping)
     assert first == second
     assert first[:2] == (3, 1)
+
+
+# --- Killed ---
+
+
+def killed(rank: int, what: str, folder: Path) -> None:
+    """A run of which one rank is killed: rank 1 in its sixth step, or rank 0 as it writes its third state."""
+    steps, writes = count(), count()
+
+    def loss_fn(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if what == "step" and rank == 1 and next(steps) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return nn.functional.cross_entropy(logits, labels)
+
+    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if what == "save" and rank == 0 and next(writes) == 5:  # of two files a state, the second
+            Path(path).write_bytes(b"half of a file")
+            os.kill(os.getpid(), signal.SIGKILL)
+        save_safely(tensors, path)
+
+    save_safely, _folder.save_file = _folder.save_file, save_file
+    search(mlp(), loader(), run_dir=folder, process_group=world(), loss_fn=named(loss_fn), **KILLED)
+
+
+def named(loss_fn: Any) -> Any:
+    """As a run's configuration tells functions apart."""
+    loss_fn.__module__, loss_fn.__qualname__ = "torch.nn.functional", "cross_entropy"
+    return loss_fn
+
+
+KILLED = {"target_sparsity": 0.6, "max_epochs": 4, "check_every_steps": 2, "stability_window": 9}
+
+
+def after_the_kill(rank: int, folder: Path) -> Any:
+    model = mlp(7)
+    results = search(
+        *(model, loader()),
+        run_dir=folder,
+        process_group=world(),
+        loss_fn=nn.functional.cross_entropy,
+        **KILLED,
+    )
+    return _without_losses(told_of_search(results)), digest_of(tensors_of(model))
+
+
+@pytest.mark.parametrize(("what", "victim"), [("step", 1), pytest.param("save", 0, marks=pytest.mark.slow)])
+def test_a_rank_that_is_killed_ends_the_others_and_leaves_the_folder_whole(ranks, tmp_path, what, victim):
+    model = mlp()
+    expected = search(model, loader(), loss_fn=nn.functional.cross_entropy, **KILLED)
+    undisturbed = _without_losses(told_of_search(expected)), digest_of(tensors_of(model))
+    with ranks.own(2) as own:
+        answers = own.attempt(killed, what, tmp_path / "run")
+    assert isinstance(answers[victim], GoneError)
+    assert isinstance(answers[1 - victim], DistributedError)
+    assert f"rank {victim}" in str(answers[1 - victim])
+    (state,) = (tmp_path / "run").glob("state-*")
+    assert int(state.name.removeprefix("state-")) > 0
+    assert ranks(2).run(after_the_kill, tmp_path / "run") == [undisturbed] * 2

@@ -26,6 +26,7 @@ class SharedBatches:
 
     Attributes:
         dataloader: As it was given.
+        processes: How many share it.
 
     Raises:
         BatchError: No batches.
@@ -42,12 +43,13 @@ class SharedBatches:
     def __init__(self, dataloader: Any, process_group: dist.ProcessGroup | None = None) -> None:
         self.dataloader = batches_of(dataloader)
         self._ranks = Ranks(process_group)
+        self.processes = self._ranks.size
 
     def __len__(self) -> int:
         return len(self.dataloader)  # type: ignore[arg-type]  # the loader's own error where it has none
 
     def __iter__(self) -> Iterator[Any]:
-        rank, ranks = self._ranks.rank, self._ranks.size
+        rank, processes = self._ranks.rank, self.processes
         for batch in self.dataloader:
             size = size_of(batch)
-            yield samples_of(batch, size * rank // ranks, size * (rank + 1) // ranks)
+            yield samples_of(batch, size * rank // processes, size * (rank + 1) // processes)
