@@ -47,7 +47,7 @@ from typing import Any, overload
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from lottery_tickets._batches import LossFunction, joined
+from lottery_tickets._batches import LossFunction
 from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import checked_settings
 from lottery_tickets._early_bird._whole import find_birds
@@ -61,6 +61,7 @@ from lottery_tickets.training import (
     Recipe,
     SchedulerFactory,
     TrainerFunction,
+    joined,
 )
 
 __all__ = [
@@ -290,7 +291,7 @@ def compute_early_bird_tickets(
         arXiv 1909.11957, section 3.2 (mask distance) and algorithm 1. Lv et al., "Full Parameter Fine-tuning for
         Large Language Models with Limited Resources", ACL 2024, arXiv 2306.09782, section 3.1 (the fused step).
     """
-    model, ranks = joined(model, process_group)
+    model, ranks = joined(model, process_group, "The search for early-bird tickets", sharded=True)
     with ranks.together():
         settings = checked_settings(
             target_sparsity,

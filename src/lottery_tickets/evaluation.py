@@ -22,16 +22,15 @@ from lottery_tickets._batches import (
     batches_of,
     check_precision,
     evaluating,
-    joined,
     measure,
     total,
 )
 from lottery_tickets._quality import Baseline, TicketQuality, checked_baseline, ticket_quality
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import EvaluationError
-from lottery_tickets.masks import Mask, applied, as_mask, parameters_of
+from lottery_tickets.masks import Mask, ShardedMask, applied, as_mask, parameters_of
 from lottery_tickets.planning import refuse_if_too_large
-from lottery_tickets.training import check_masks_alike
+from lottery_tickets.training import check_masks_alike, joined, lies_in_parts
 
 __all__ = [
     "Baseline",
@@ -69,7 +68,7 @@ def compute_lottery_ticket_quality(
 
     Args:
         model: Any module, of any dtype, on any device, in either mode; evaluated in evaluation mode.
-        mask: A `Mask` or a plain dict of tensors.
+        mask: A `Mask`, a plain dict of tensors, or for a model in parts a `ShardedMask`.
         dataloader: Iterable of batches, or one batch. A batch is a mapping (dict, `BatchEncoding`) with `labels`,
             which a causal language model may lack, or a pair `(inputs, targets)`. Labels of -100 and positions
             where `attention_mask` is 0 do not count. Integer targets mean cross entropy, floating-point ones
@@ -90,7 +89,8 @@ def compute_lottery_ticket_quality(
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
         process_group: Ranks with the same weights and masks, each of which measures batches of its own, any number
             of them (or none); every rank learns what one would that saw them all. None for this process alone, or
-            the group of a model in DistributedDataParallel.
+            the group of a model in DistributedDataParallel. A model in parts (`fully_shard`) is that of all ranks
+            of the job, of which each then needs a batch at least.
 
     Returns:
         A `TicketQuality`.
@@ -118,7 +118,7 @@ def compute_lottery_ticket_quality(
         test accuracy of the dense network. Cochran, "Sampling Techniques", 3rd edition, 1977, section 6.4.
     """
     options = _Options(max_batches, precision_mode, loss_fn, confidence, nonfinite, progress, check_memory)
-    model, ranks = joined(model, process_group)
+    model, ranks = joined(model, process_group, "Quality", sharded=True)
     with ranks.together():
         return _qualities(model, {"mask": mask}, dataloader, baseline_performance, options, ranks)["mask"]
 
@@ -180,7 +180,7 @@ def compute_lottery_ticket_qualities(
     if not masks:
         raise EvaluationError("masks is empty; give at least one mask by name.")
     options = _Options(max_batches, precision_mode, loss_fn, confidence, nonfinite, progress, check_memory)
-    model, ranks = joined(model, process_group)
+    model, ranks = joined(model, process_group, "Quality", sharded=True)
     with ranks.together():
         return _qualities(model, masks, dataloader, baseline_performance, options, ranks)
 
@@ -211,7 +211,7 @@ class _Run:
     """One side of the comparison, batch by batch: a ticket, or the dense model, which has no mask."""
 
     whose: str
-    mask: Mask | None
+    mask: Mask | ShardedMask | None
     losses: list[BatchLoss] = field(default_factory=list)
 
 
@@ -224,7 +224,7 @@ def _qualities(
     ranks: Ranks,
 ) -> dict[str, TicketQuality]:
     given = checked_baseline(baseline_performance)
-    tickets = {name: _Run(f"ticket {name!r}", as_mask(mask)) for name, mask in masks.items()}
+    tickets = {name: _Run(f"ticket {name!r}", _taken(mask)) for name, mask in masks.items()}
     for run in tickets.values():
         parameters_of(model, run.mask or {})
     check_masks_alike(ranks, [run.mask for run in tickets.values() if run.mask is not None])
@@ -244,16 +244,22 @@ def _qualities(
     }
 
 
+def _taken(mask: Mapping[str, torch.Tensor]) -> Mask | ShardedMask:
+    return mask if isinstance(mask, ShardedMask) else as_mask(mask)
+
+
 def _measure(runs: Sequence[_Run], model: nn.Module, dataloader: Any, options: _Options, ranks: Ranks) -> None:
     """Every run on every batch, batch by batch, and then what the other ranks measured."""
     batches = batches_of(dataloader)
     count = _count(batches, options.max_batches)
     bars = options.progress and ranks.first
     with tqdm(total=count and count * len(runs), desc="evaluating", delay=2, disable=not bars) as bar:
-        for number, batch in enumerate(islice(batches, options.max_batches)):
+        for number, (batch, counts) in enumerate(_in_step(islice(batches, options.max_batches), model, ranks)):
             for run in runs:
-                run.losses.append(_measure_batch(run, model, number, batch, options))
-                bar.update()
+                part = _measure_batch(run, model, number, batch, options)
+                if counts:
+                    run.losses.append(part)
+                    bar.update()
     parts = ranks.gather([run.losses for run in runs])
     for run, *theirs in zip(runs, *parts, strict=True):
         run.losses[:] = [part for losses in theirs for part in losses]
@@ -261,6 +267,31 @@ def _measure(runs: Sequence[_Run], model: nn.Module, dataloader: Any, options: _
         raise EvaluationError(
             "The dataloader gave no batches; one that can be iterated only once may be spent already."
         )
+
+
+def _in_step(batches: Iterable[Any], model: nn.Module, ranks: Ranks) -> Iterator[tuple[Any, bool]]:
+    """Batches, and whether they count.
+
+    Where a pass through the model is one of all ranks, those that have no more batches go on with their last one
+    as long as another has some, and it does not count again.
+    """
+    if not lies_in_parts(model):
+        yield from ((batch, True) for batch in batches)
+        return
+    waiting, last = iter(batches), None
+    while True:
+        batch = next(waiting, None)
+        last = batch if batch is not None else last
+        there = ranks.gather((batch is not None, last is not None))
+        if not any(more for more, _ in there):
+            return
+        without = next((rank for rank, (_, ever) in enumerate(there) if not ever), None)
+        if without is not None:
+            raise EvaluationError(
+                f"A model in parts is gone through by all ranks together, and rank {without} has no batch at all. "
+                "Give each rank at least one."
+            )
+        yield last, batch is not None
 
 
 def _measure_batch(run: _Run, model: nn.Module, number: int, batch: Any, options: _Options) -> BatchLoss:

@@ -43,7 +43,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from lottery_tickets._arguments import check_count
-from lottery_tickets._batches import LossFunction, joined
+from lottery_tickets._batches import LossFunction
 from lottery_tickets._iterative._drawing import ScoreFunction
 from lottery_tickets._iterative._experiment import Experiment
 from lottery_tickets._iterative._results import IterativePruningResults, PruningRound, Rewind
@@ -67,6 +67,7 @@ from lottery_tickets.training import (
     check_alike,
     checkpointed,
     configuration,
+    joined,
     training,
 )
 
@@ -233,7 +234,7 @@ def compute_iterative_magnitude_pruning(
         2020, section 3 (rewinding to step k). Renda, Frankle and Carbin, "Comparing Rewinding and Fine-tuning in
         Neural Network Pruning", ICLR 2020, section 2 (learning rate rewinding).
     """
-    model, ranks = joined(model, process_group)
+    model, ranks = joined(model, process_group, "Iterative pruning")
     with ranks.together():
         settings = Settings(
             target_sparsity=target_sparsity,

@@ -1,7 +1,6 @@
 """A batch of any usual form and a model, to a loss sum and what it is a sum over."""
 
 from lottery_tickets._batches._calls import samples_of, size_of
-from lottery_tickets._batches._joined import joined
 from lottery_tickets._batches._losses import BatchLoss, total
 from lottery_tickets._batches._measure import (
     LossFunction,
@@ -25,7 +24,6 @@ __all__ = [
     "batches_of",
     "check_precision",
     "evaluating",
-    "joined",
     "kept_positions",
     "measure",
     "measure_mean",

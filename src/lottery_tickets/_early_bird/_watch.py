@@ -22,7 +22,7 @@ from lottery_tickets.detection import (
     Verdict,
 )
 from lottery_tickets.magnitude_pruning import create_magnitude_mask
-from lottery_tickets.masks import Mask, prunable_parameters
+from lottery_tickets.masks import Mask, ShardedMask, prunable_parameters, reshard
 from lottery_tickets.training import check_masks_alike
 
 # How verdicts on masks that cannot but agree begin.
@@ -149,7 +149,9 @@ class Watch:
         birds = [bird for bird in self._birds if not bird.settled]
         sparsities = [bird.sparsity for bird in birds]
         tensors = self._tensors()
-        masks = create_magnitude_mask(tensors, sparsities, progress=False, check_memory=False)
+        drawn: Any = create_magnitude_mask(tensors, sparsities, progress=False, check_memory=False)
+        # Detectors take masks whole, an eighth of a byte a weight.
+        masks = [mask.gathered() if isinstance(mask, ShardedMask) else mask for mask in drawn]
         check_masks_alike(self._everyone, masks)
         movement = self._probe.update(tensors, sparsities)
         correlation = None if self._ranks is None else self._ranks.update(tensors)
@@ -212,7 +214,9 @@ class Watch:
             bird.load(saved, [line for line in lines if line["target_sparsity"] == bird.sparsity])
 
     def _tensors(self) -> dict[str, nn.Parameter]:
-        # Asked for anew at every look: a user's training may put other parameters in the places of these.
+        # Asked for anew at every look: a user's training may put other parameters in the places of these, and
+        # modules in parts are whole after a forward pass.
+        reshard(self._model)
         return prunable_parameters(self._model, self._settings.include, self._settings.exclude)
 
     def _keep(self, bird: _Bird, epoch: int, step: int | None) -> None:

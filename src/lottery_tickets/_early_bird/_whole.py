@@ -25,6 +25,7 @@ from lottery_tickets.training import (
     check_alike,
     checkpointed,
     configuration,
+    lies_in_parts,
     peak_bytes,
     training,
 )
@@ -51,7 +52,9 @@ def find_birds(
             f"trainer_fn trains whole epochs, so check_every_steps={settings.check_every_steps} cannot be kept. "
             "Use check_interval."
         )
-    ranks = ranks or Ranks()
+    ranks, sharded = ranks or Ranks(), lies_in_parts(model)
+    if sharded:
+        _check_sharded(settings, recipe, run_dir)
     order = DataOrder(dataloader, settings.seed, ranks)
     watch = Watch(model, settings, Path(run_dir) / "masks" if save_masks and run_dir is not None else None, ranks)
     if recipe.trainer_fn is None and not any(parameter.requires_grad for parameter in model.parameters()):
@@ -65,7 +68,7 @@ def find_birds(
         model,
         dataloader,
         recipe,
-        check=check_memory,
+        check=check_memory and not sharded,  # it counts models that are whole
         include=settings.include,
         exclude=settings.exclude,
         criterion=settings.criterion,
@@ -88,3 +91,17 @@ def find_birds(
         search = Search(model, settings, order, watch, trainer, run, progress=progress and ranks.first)
         search.run()
         return search.results()
+
+
+def _check_sharded(settings: Settings, recipe: Recipe, run_dir: object) -> None:
+    """Refuse what is not known of a model in parts."""
+    if run_dir is not None:
+        raise TrainingError(
+            "run_dir holds whole models, and this one lies in parts on the ranks. Run without run_dir, or give "
+            "the model before it is sharded."
+        )
+    if settings.criterion == "rank_correlation":
+        raise TrainingError(
+            "criterion='rank_correlation' ranks whole tensors, and this model lies in parts on the ranks. Use "
+            "'window' or 'queue'."
+        )

@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from lottery_tickets._batches import LossFunction, joined, measure, samples_of, size_of
+from lottery_tickets._batches import LossFunction, measure, samples_of, size_of
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._data import Samples
@@ -21,6 +21,7 @@ from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.gradients._sums import Sums, check_finite
 from lottery_tickets.masks import Patterns, places_of
 from lottery_tickets.planning import refuse_if_too_large
+from lottery_tickets.training import joined
 
 
 def compute_grasp_importance(
@@ -80,7 +81,7 @@ def compute_grasp_importance(
         Wang, Zhang and Grosse, "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020,
         equation 8 and algorithm 2.
     """
-    model, ranks = joined(model, process_group)
+    model, ranks = joined(model, process_group, "GraSP")
     with ranks.together():
         refuse_if_too_large("grasp", model, dataloader, check=check_memory, include=include, exclude=exclude)
         parameters = scorable(model, include, exclude)

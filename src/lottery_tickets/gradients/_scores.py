@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
-from lottery_tickets._batches import LossFunction, joined
+from lottery_tickets._batches import LossFunction
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._data import Samples
@@ -23,6 +23,7 @@ from lottery_tickets.gradients._stores import Store
 from lottery_tickets.gradients._sums import Moments, Statistic, Sums
 from lottery_tickets.masks import Patterns, places_of, prunable_parameters
 from lottery_tickets.planning import refuse_if_too_large
+from lottery_tickets.training import joined
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def compute_scores(
         ParameterSelectionError: Nothing to score.
         MemoryPlanError: More memory is needed than is free.
     """
-    model, ranks = joined(model, options.process_group)
+    model, ranks = joined(model, options.process_group, "Scores from gradients")
     with ranks.together():
         return _together(model, ranks, dataloader, criterion, options, moments=moments)
 

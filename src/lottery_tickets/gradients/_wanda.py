@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
-from lottery_tickets._batches import joined, kept_positions, run
+from lottery_tickets._batches import kept_positions, run
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._data import Samples
@@ -20,6 +20,7 @@ from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.gradients._sums import check_finite
 from lottery_tickets.masks import Patterns, places_of
 from lottery_tickets.planning import refuse_if_too_large
+from lottery_tickets.training import joined
 
 
 def compute_wanda_importance(
@@ -73,7 +74,7 @@ def compute_wanda_importance(
     References:
         Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024, equation 1.
     """
-    model, ranks = joined(model, process_group)
+    model, ranks = joined(model, process_group, "Wanda")
     with ranks.together():
         refuse_if_too_large("wanda", model, dataloader, check=check_memory, include=include, exclude=exclude)
         parameters = scorable(model, include, exclude)

@@ -10,7 +10,8 @@ from torch import nn
 
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import DistributedError
-from lottery_tickets.masks import Mask
+from lottery_tickets.masks import Mask, ShardedMask
+from lottery_tickets.training._joined import lies_in_parts
 from lottery_tickets.training._snapshots import digest_of, tensors_of
 
 
@@ -26,10 +27,11 @@ def check_alike(ranks: Ranks, configuration: Mapping[str, Any], model: nn.Module
                 f"Ranks 0 and {rank} were called with different {', '.join(different)}. Give all ranks the same "
                 "arguments, and data of the same length."
             )
-    _compare(ranks, digest_of(tensors_of(model)), "begin with different weights", "Seed or load them alike")
+    if not lies_in_parts(model):
+        _compare(ranks, digest_of(tensors_of(model)), "begin with different weights", "Seed or load them alike")
 
 
-def check_masks_alike(ranks: Ranks, masks: Sequence[Mask]) -> None:
+def check_masks_alike(ranks: Ranks, masks: Sequence[Mask | ShardedMask]) -> None:
     """Raise DistributedError where ranks draw other masks than rank 0."""
     if ranks.size > 1:
         told = ", ".join(mask.digest() for mask in masks)

@@ -11,6 +11,7 @@ from torch import nn
 
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
+from lottery_tickets.masks import is_sharded, local_of
 from lottery_tickets.training._passes import Clip, Passes
 from lottery_tickets.training._rounding import key_of
 from lottery_tickets.training._weights import Precision, blocks, check_precision, is_half, widened, write
@@ -152,7 +153,9 @@ class FusedSGD(torch.optim.Optimizer):
         """Update from gradients that are there already: accumulated ones and `.grad`, which is freed."""
         if closure is not None:
             raise TrainingError("FusedSGD takes no closure; it would need the gradients it does not keep.")
-        gradients = {index: one.grad for index, (_, one) in enumerate(self._places) if one.grad is not None}
+        gradients = {
+            index: local_of(one.grad) for index, (_, one) in enumerate(self._places) if one.grad is not None
+        }
         if gradients or self._passes.holds_gradients:
             for _, one in self._places:
                 one.grad = None
@@ -186,7 +189,9 @@ class FusedSGD(torch.optim.Optimizer):
 
     def _update(self, index: int, gradient: torch.Tensor, coefficient: float | None) -> None:
         group, parameter = self._places[index]
-        weights = parameter.detach()  # shares memory and version: autograd notices a change under its feet
+        weights = local_of(
+            parameter.detach()
+        )  # shares memory and version: autograd notices a change under its feet
         if is_half(weights):
             self._update_half(index, group, parameter, weights, gradient, coefficient)
         else:
@@ -267,6 +272,8 @@ def check_parameters(named: list[tuple[str, nn.Parameter]]) -> None:
     """Raise TrainingError for parameters that cannot be updated one by one."""
     extents = []
     for name, one in named:
+        if is_sharded(one):  # its parts have memory of their own
+            continue
         if type(one) not in (torch.Tensor, nn.Parameter) or not one.is_floating_point() or one.is_meta:
             raise TrainingError(
                 f"{name}: expected a plain floating-point tensor with data, got {type(one).__name__} of "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
+from lottery_tickets.masks import is_sharded, local_of
 from lottery_tickets.training._graph import uses_of
 from lottery_tickets.training._turns import Receive, Turns
 from lottery_tickets.training._weights import all_finite, blocks, combined, is_finite, is_half, norm_of
@@ -31,7 +34,8 @@ class Passes:
         clip: Whether that is the norm of each tensor or of all together.
         finish: Called when `update` has been told all gradients of a pass. Where it is given they may wait for
             each other, and are handed on when the pass is over.
-        ranks: Gradients are sums over these; None for this process alone.
+        ranks: Gradients are sums over these; None for this process alone. Where parameters are DTensors the model
+            adds them up itself, each rank is told of its parts, and norms are those of the whole.
 
     Attributes:
         nonfinite: Names of the parameters whose gradient was infinite or NaN in the latest update; none of these
@@ -60,6 +64,7 @@ class Passes:
         self._named, self._update, self._finish = list(named), update, finish
         self._max_norm, self._clip = max_grad_norm, clip
         self._ranks = ranks or Ranks()
+        self._sharded = any(is_sharded(parameter) for _, parameter in named)
         self._held: dict[int, torch.Tensor] = {}
 
     @property
@@ -83,7 +88,7 @@ class Passes:
     def backward(self, loss: torch.Tensor) -> None:
         """Update every parameter on the loss's way back, or after it where all gradients must be known first."""
         self.nonfinite, self.moved = (), 0
-        if self._ranks.size > 1:
+        if self._ranks.size > 1 and not self._sharded:
             self._go_back_together(loss)
         else:
             self._go_back(loss)
@@ -145,7 +150,7 @@ class Passes:
             raise
 
     def _step_all(self, gradients: dict[int, torch.Tensor]) -> None:
-        if self._held or self._max_norm is not None or not all_finite(list(gradients.values())):
+        if self._held or self._sharded or self._max_norm is not None or not all_finite([*gradients.values()]):
             for index, gradient in gradients.items():
                 self._step(index, gradient)
             return
@@ -180,10 +185,21 @@ class Passes:
         return self._coefficient(combined([norms[index] for index in sorted(norms)]))
 
     def _norm(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
-        norm = norm_of(gradient)
-        if not is_finite(gradient, norm):
+        norm = self._norm_of_all(gradient)
+        if not self._is_finite(gradient, norm):
             self.nonfinite += (self._named[index][0],)
         return norm
+
+    def _norm_of_all(self, gradient: torch.Tensor) -> torch.Tensor:
+        norm = norm_of(gradient)
+        if not self._sharded:
+            return norm
+        squares = self._ranks.sum(np.square(np.array([norm.item()])))
+        return torch.tensor(math.sqrt(squares[0]), dtype=norm.dtype)
+
+    def _is_finite(self, gradient: torch.Tensor, norm: torch.Tensor) -> bool:
+        """On all ranks the same, who have the same norm: of parts, one that overflows counts as infinite."""
+        return math.isfinite(norm.item()) if self._sharded else is_finite(gradient, norm)
 
     def _coefficient(self, norm: torch.Tensor) -> float | None:
         if self._max_norm is None:
@@ -195,8 +211,8 @@ class Passes:
         if index in self._held:
             self._add(index, gradient)
             gradient = self._held.pop(index)
-        norm = norm_of(gradient)
-        if is_finite(gradient, norm):
+        norm = self._norm_of_all(gradient)
+        if self._is_finite(gradient, norm):
             self._apply(index, gradient, self._coefficient(norm))
         else:
             self.nonfinite += (self._named[index][0],)
@@ -250,7 +266,7 @@ def backward_pass(
             _check_gradient(named[index][0], gradient, again=index in seen)
             seen.add(index)
             with torch.no_grad():
-                receive(index, gradient)
+                receive(index, local_of(gradient))
 
         return hook
 
@@ -277,7 +293,7 @@ def gathered_gradients(loss: torch.Tensor, named: Sequence[tuple[str, nn.Paramet
     wanted = _wanted(loss, named)
     try:
         torch.autograd.backward(loss)
-        gradients = {index: one.grad for index, one in wanted.items() if one.grad is not None}
+        gradients = {index: local_of(one.grad) for index, one in wanted.items() if one.grad is not None}
         for index, gradient in gradients.items():
             _check_gradient(named[index][0], gradient, again=False)
     finally:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -22,6 +22,7 @@ from torch import nn
 from lottery_tickets._batches import BatchLoss, LossFunction, measure, samples_of, size_of, total
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import NonfiniteLossError, TrainingError, TrainingMemoryError
+from lottery_tickets.training._joined import lies_in_parts
 from lottery_tickets.training._memory_errors import is_out_of_memory
 from lottery_tickets.training._optimizers import Stepper
 
@@ -115,6 +116,8 @@ class Trainer:
         self._updating = False
         self._announce = announce
         self._ranks = ranks or Ranks()
+        self._sharded = lies_in_parts(model)
+        self._latest: Any = None  # piece of a batch, where the model is in parts
 
     def step(self, batch: Any) -> BatchLoss | None:
         """Train on one batch.
@@ -172,10 +175,13 @@ class Trainer:
     def _whole_step(self, batch: Any, before: list[_Saved]) -> BatchLoss:
         """Loss of a batch and the update by it, in as many pieces as memory asks for."""
         size = size_of(batch)
+        if self._sharded:
+            with self._ranks.watched(self._where):
+                return self._in_step(batch, size, before)
         while True:
             rows = max(1, min(size, self._limit or size))
             try:
-                return self._in_pieces(batch, size, rows, before)
+                return self._in_pieces(batch, size, _bounds(size, rows), before)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -192,41 +198,85 @@ class Trainer:
             self._limit = math.ceil(rows / 2)
             _log.warning("%s: memory ran out; going on with micro-batches of %d", self._where, self._limit)
 
-    def _in_pieces(self, batch: Any, size: int, rows: int, before: list[_Saved]) -> BatchLoss:
+    def _in_step(self, batch: Any, size: int, before: list[_Saved]) -> BatchLoss:
+        """The same where a pass through the model is one of all ranks: each makes as many, some of no samples."""
+        rows = max(1, min(size, self._limit or size))
+        pieces = max(1, *self._ranks.gather(math.ceil(size / rows)))
+        bounds = [(size * turn // pieces, size * (turn + 1) // pieces) for turn in range(pieces)]
+        try:
+            return self._in_pieces(batch, size, bounds, before)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingMemoryError(
+                f"{self._where}: memory ran out, and other ranks wait in the middle of a pass. Begin again with "
+                f"max_batch_size below {rows} or gradient_checkpointing=True."
+            ) from error
+
+    def _in_pieces(
+        self, batch: Any, size: int, bounds: Sequence[tuple[int, int]], before: list[_Saved]
+    ) -> BatchLoss:
         """The update of the whole batch, that of all ranks, from gradients of its pieces."""
         self._updating = False
         own: _Own | None = None
         problem = None
         try:
-            own = self._all_but_the_update(batch, size, rows)
+            own = self._all_but_the_update(batch, size, bounds)
         except _NotFiniteError as error:
             problem = str(error)
         whole = self._agreed(None if own is None else own.part, problem)
         assert own is not None
-        if own.divisor not in (0, whole.units):
-            self.optimizer.scale_accumulated(own.divisor / whole.units)
-        self._update(own.graph, whole.units)
+        # Reducing gradients to their parts, FSDP takes the mean over ranks.
+        units = whole.units / self._ranks.size if self._sharded else whole.units
+        if own.divisor not in (0, units):
+            self.optimizer.scale_accumulated(own.divisor / units)
+        self._update(own.graph, units)
         self._share_buffers(before)
         return whole
 
-    def _all_but_the_update(self, batch: Any, size: int, rows: int) -> _Own:
+    def _all_but_the_update(self, batch: Any, size: int, bounds: Sequence[tuple[int, int]]) -> _Own:
         """Losses of all pieces; gradients, held by the optimizer, of all but the last, whose graph is kept."""
         parts: list[BatchLoss] = []
-        graph = None
+        graph = problem = None
         divisor = 0  # of the pieces before the last: the units the batch will have if all have as many as these
-        for start in range(0, size, rows):
-            stop = min(size, start + rows)
-            piece = batch if rows == size else samples_of(batch, start, stop)
-            part = measure(self._model, piece, loss_fn=self._loss_fn)
-            graph, part = part.graph if part.units else None, total([part])
+        for turn, (start, stop) in enumerate(bounds, 1):
+            piece = batch if len(bounds) == 1 else samples_of(batch, start, stop)
+            graph, part = self._passed(piece, start == stop)
             if part.units and not math.isfinite(part.loss_sum):
-                raise _NotFiniteError(f"the loss is {part.mean}")
+                problem = problem or f"the loss is {part.mean}"
+                if not self._sharded:  # else the others go on, and wait
+                    break
             parts.append(part)
-            if stop < size and graph is not None:
+            if turn < len(bounds) and graph is not None:
                 units = sum(one.units for one in parts)
-                divisor = divisor or math.ceil(units * size / stop)
+                # Of a model in parts, gradients are of all ranks, and so is what they are divided by.
+                divisor = 1 if self._sharded else divisor or math.ceil(units * size / stop)
                 self.optimizer.accumulate(graph / divisor)
+        if problem is not None:
+            raise _NotFiniteError(problem)
         return _Own(total(parts), graph, divisor)
+
+    def _passed(self, piece: Any, empty: bool) -> tuple[torch.Tensor | None, BatchLoss]:
+        """A forward pass: the loss's sum with its graph, None where there is no way back, and its numbers."""
+        if not self._sharded:
+            part = measure(self._model, piece, loss_fn=self._loss_fn)
+            return part.graph if part.units else None, total([part])
+        if empty and self._latest is None:
+            raise TrainingError(
+                f"{self._where}: this rank's first batch holds no samples, and a model in parts is gone through by "
+                "all ranks together. Give each rank a sample at least."
+            )
+        # Who has no samples goes with the others all the same, and adds nothing.
+        part = measure(self._model, self._latest if empty else piece, loss_fn=self._loss_fn)
+        if part.graph is None:
+            raise TrainingError(
+                f"{self._where}: of no labels the loss has no graph to go back from, as all ranks must. Give each "
+                "rank labels in every batch."
+            )
+        if empty:
+            return part.graph * 0, BatchLoss(0.0, 0, 0)
+        self._latest = piece
+        return part.graph, total([part])
 
     def _agreed(self, part: BatchLoss | None, problem: str | None) -> BatchLoss:
         """The batches of all ranks as one.
@@ -254,7 +304,7 @@ class Trainer:
                 buffer.zero_()
             self._ranks.add_up(buffer)
 
-    def _update(self, graph: torch.Tensor | None, units: int) -> None:
+    def _update(self, graph: torch.Tensor | None, units: float) -> None:
         self._updating = True
         # A last piece that has nothing to add still makes the update by the others.
         self.optimizer.backward(self._nothing() if graph is None else graph / units)
@@ -303,6 +353,11 @@ class Trainer:
             and name not in module._non_persistent_buffers_set
             and (buffer.is_floating_point() or buffer.numel() == 1)
         ]
+
+
+def _bounds(size: int, rows: int) -> list[tuple[int, int]]:
+    """Where pieces of so many rows begin and end."""
+    return [(start, min(size, start + rows)) for start in range(0, size, rows)]
 
 
 def _drop_gradients(model: nn.Module) -> None:
