@@ -4,6 +4,7 @@ The names in `__all__` are the promised ones; files may move, names may not. The
 are what it is made of, and a module imports only from the floors below its own:
 
     cli, utils                        the command line; helper names for those who look for them there
+    integrations                      callbacks for the trainers of transformers and Lightning
     verdict                           models, data, tickets -> is it a winning ticket? controls and statistics
     early_bird                        model, data -> the ticket, at the moment at which it has settled
     iterative_pruning                 model, data -> the ticket, after rounds of training, pruning and rewinding
@@ -15,7 +16,7 @@ are what it is made of, and a module imports only from the floors below its own:
     robustness                        model, data -> loss over sparsities
     vision                            small networks and images to try things on
     overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
-    large_models                      checkpoint folders, tensor by tensor
+    large_models                      checkpoint folders, tensor by tensor, and models in them block by block
     gradients                         gradients of single samples, made in the backward pass and forgotten
     planning                          bytes of every operation, item by item, before it starts
     detection                         masks of successive checks -> has the ticket settled?

@@ -184,10 +184,13 @@ def create_magnitude_mask(
         (global pruning).
     """
     rule = Rule(scope, allocation, pattern, pattern_remainder, min_density, owl_threshold, owl_lambda)
+    number = max(1, len(sparsity)) if isinstance(sparsity, Sequence) else 1
+    ask = partial(refuse_if_too_large, "mask", check=check_memory, masks=number, use_histogram=use_histogram)
     label = _COUNTING if progress else None
     ranked = partial(Ranked, nan=nan, use_histogram=use_histogram, progress=label)
     if isinstance(model, (str, os.PathLike)):
         with map_weights(resolve_model(model), include, exclude, only_weights=only_weights) as weights:
+            ask(weights.tensors, from_disk=True)
             if rule.pattern is not None or rule.scope == "row":
                 weights.check_layouts()
             masks, single = draw_masks(
@@ -195,14 +198,11 @@ def create_magnitude_mask(
             )
     else:
         tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
-        number = len(sparsity) if isinstance(sparsity, Sequence) else 1
         layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
         division = Division.of(tensors)
         parts = {name: local_of(tensor) for name, tensor in tensors.items()}
         with division.ranks.together() if division else nullcontext():
-            refuse_if_too_large(
-                *("mask", parts), check=check_memory, masks=max(1, number), use_histogram=use_histogram
-            )
+            ask(parts)
             masks, single = draw_masks(ranked(parts, layouts, division=division), sparsity, rule)
     for mask in masks:
         _log.info("drawn by magnitude, %s: %r", rule, mask)
@@ -218,6 +218,7 @@ def compute_layerwise_magnitude_ticket(
     layer_importance_weights: Mapping[str, float] | None = None,
     *,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> LayerwiseTicket:
     """Magnitude ticket with its sparsity layer by layer, some layers spared more than others if asked.
 
@@ -231,6 +232,7 @@ def compute_layerwise_magnitude_ticket(
         use_global_ranking: One threshold for all layers, or one per layer.
         layer_importance_weights: Parameter or module name to a positive finite number; layers not named have 1.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         A `LayerwiseTicket`.
@@ -238,6 +240,7 @@ def compute_layerwise_magnitude_ticket(
     Raises:
         SparsityError: A sparsity outside [0, 1), an unknown layer, or an importance that is not positive.
         WeightsError: NaN, meta tensors, or a data type without magnitudes.
+        MemoryPlanError: More memory is needed than is free.
 
     Warns:
         LayerCollapseWarning: A global threshold removed every weight of a tensor.
@@ -258,6 +261,7 @@ def compute_layerwise_magnitude_ticket(
     check_sparsity(target_sparsity, "target_sparsity")
     tensors = _ranked_tensors(model, None, None, only_weights=True)
     importance = _importance(tensors, layer_importance_weights or {})
+    refuse_if_too_large("mask", tensors, check=check_memory)
     numels = {name: tensor.numel() for name, tensor in tensors.items()}
     removed = removed_count(target_sparsity, sum(numels.values()))
     weighted = bool(layer_importance_weights)

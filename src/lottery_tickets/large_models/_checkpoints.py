@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lottery_tickets._safetensors import DamagedFileError, parse_json, read_header, shorten
+from lottery_tickets._safetensors import DamagedFileError, check_text_size, parse_json, read_header, shorten
 from lottery_tickets.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
@@ -203,7 +203,10 @@ def _indexed_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _weight_map(folder: Path, path: Path) -> dict[str, str]:
     try:
-        index = parse_json(check_inside(folder, path).read_bytes())
+        shards = sum(shard.stat().st_size for shard in folder.glob("*.safetensors"))
+        size = check_inside(folder, path).stat().st_size
+        check_text_size(size, size + shards)
+        index = parse_json(path.read_bytes())
     except DamagedFileError as error:
         raise CheckpointError(f"{path}: not an index of shards ({error}); get the checkpoint again.") from error
     places = index.get("weight_map") if isinstance(index, dict) else None
