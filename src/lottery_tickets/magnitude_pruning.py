@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import TypedDict, overload
@@ -199,11 +199,10 @@ def create_magnitude_mask(
     else:
         tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
         layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
-        division = Division.of(tensors)
-        parts = {name: local_of(tensor) for name, tensor in tensors.items()}
-        with division.ranks.together() if division else nullcontext():
-            ask(parts)
-            masks, single = draw_masks(ranked(parts, layouts, division=division), sparsity, rule)
+        divided = ranked(**_parts_of(tensors), layouts=layouts)
+        with divided.together("create_magnitude_mask"):
+            ask(divided.tensors)
+            masks, single = draw_masks(divided, sparsity, rule)
     for mask in masks:
         _log.info("drawn by magnitude, %s: %r", rule, mask)
     if rule.by_threshold:
@@ -261,26 +260,28 @@ def compute_layerwise_magnitude_ticket(
     check_sparsity(target_sparsity, "target_sparsity")
     tensors = _ranked_tensors(model, None, None, only_weights=True)
     importance = _importance(tensors, layer_importance_weights or {})
-    refuse_if_too_large("mask", tensors, check=check_memory)
     numels = {name: tensor.numel() for name, tensor in tensors.items()}
     removed = removed_count(target_sparsity, sum(numels.values()))
     weighted = bool(layer_importance_weights)
-    label = _COUNTING if progress else None
+    ranked = Ranked(**_parts_of(tensors), progress=_COUNTING if progress else None)
     threshold: float | dict[str, float]
-    if use_global_ranking:
-        rescore, dtype = (_scaled_by(importance), torch.float64) if weighted else (None, None)
-        selector = Ranked(tensors, rescore=rescore, dtype=dtype, progress=label).selector(tensors)
-        (line,) = selector.lines([removed])
-        threshold, bits = line.threshold, selector.bits(line)
-    else:
-        removals = removals_by_weight(numels, importance, removed)
-        threshold, bits = {}, {}
-        for name in tensors:
-            selector = Ranked(tensors, progress=label).selector([name])
-            (line,) = selector.lines([removals[name]])
-            threshold[name] = line.threshold
-            bits |= selector.bits(line)
-    mask = Mask.from_packed(bits, {name: tensor.shape for name, tensor in tensors.items()})
+    with ranked.together(f"{target_sparsity}, {use_global_ranking}, {importance}"):
+        refuse_if_too_large("mask", ranked.tensors, check=check_memory)
+        if use_global_ranking:
+            if weighted:
+                ranked = replace(ranked, rescore=_scaled_by(importance), dtype=torch.float64)
+            selector = ranked.selector(tensors)
+            (line,) = selector.lines([removed])
+            threshold, bits = line.threshold, selector.bits(line)
+        else:
+            removals = removals_by_weight(numels, importance, removed)
+            threshold, bits = {}, {}
+            for name in tensors:
+                selector = ranked.selector([name])
+                (line,) = selector.lines([removals[name]])
+                threshold[name] = line.threshold
+                bits |= selector.bits(line)
+        mask = ranked.mask(bits)
     if use_global_ranking:
         warn_of_collapse([mask])
     return LayerwiseTicket(
@@ -303,6 +304,19 @@ def _ranked_tensors(
             "include and exclude choose among a model's parameters; of a mapping every tensor is ranked."
         )
     return dict(model)
+
+
+class _Parts(TypedDict):
+    """Weights as this rank holds them."""
+
+    tensors: Mapping[str, torch.Tensor]
+    division: Division | None
+
+
+def _parts_of(tensors: Mapping[str, torch.Tensor]) -> _Parts:
+    """What this rank holds of tensors, and how they are spread; plain tensors as they are."""
+    division = Division.of(tensors)
+    return _Parts(tensors={name: local_of(tensor) for name, tensor in tensors.items()}, division=division)
 
 
 def _importance(tensors: Mapping[str, torch.Tensor], given: Mapping[str, float]) -> dict[str, float]:

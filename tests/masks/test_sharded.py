@@ -48,9 +48,9 @@ def shard(model: nn.Sequential, layout: str) -> nn.Sequential:
     from torch.distributed.tensor import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    size = torch.distributed.get_world_size()
     if layout == "replicated":
         return model
+    size = torch.distributed.get_world_size()
     if layout == "fsdp":
         mesh = init_device_mesh("cpu", (size,))
         fully_shard(model[2], mesh=mesh)
@@ -327,3 +327,19 @@ def test_smollm2_in_parts_has_the_mask_of_its_folder(ranks, smollm2_folder):
     for size in (1, 2, 4):
         with ranks.own(size) as world:
             assert world.run(draw_smollm2, str(smollm2_folder)) == [expected] * size
+
+
+def draw_layerwise(rank: int, layout: str) -> list[Any]:
+    from lottery_tickets import compute_layerwise_magnitude_ticket
+
+    model, told = shard(mlp(), layout), []
+    for by_rank in (True, False):
+        for importance in (None, {"2": 3.0}):
+            ticket = compute_layerwise_magnitude_ticket(model, 0.6, by_rank, importance, progress=False)
+            told.append([ticket["masks"].digest(), {**ticket, "masks": None}])
+    return told
+
+
+def test_layerwise_tickets_of_sharded_models_are_those_of_whole_ones(ranks):
+    expected = draw_layerwise(0, "replicated")
+    assert ranks(4).run(draw_layerwise, "both") == [expected] * 4
