@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lottery_tickets import create_magnitude_mask
@@ -121,6 +121,14 @@ def compare(rank: int, case: Case) -> None:
         assert other.layer_sparsity() == one.layer_sparsity()
 
 
+@example(
+    case=Case(
+        (2,),
+        [((3, 8), np.zeros(1, np.int64), torch.float64, 0)],
+        [(1,)],
+        {"scope": "row", "sparsity": 0.1, "nan": "raise"},
+    )
+)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases())
 def test_masks_of_parts_are_those_of_the_whole(ranks, case):

@@ -15,10 +15,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from lottery_tickets.masks import Division
 from lottery_tickets.sparsity import _counting
-from lottery_tickets.sparsity._blocks import Block, Reduce, Weights
+from lottery_tickets.sparsity._blocks import INTEGERS, Block, Reduce, Weights, common_dtype, rankable
 from lottery_tickets.sparsity._counting import Counts
 
 # Sums of bins, or counts up to a place, that are told at a time; a power of two.
@@ -30,6 +31,15 @@ class Drawn(NamedTuple):
 
     quotas: Counts
     removed: dict[str, int]
+
+
+def agreed_dtype(tensors: Mapping[str, torch.Tensor], reduce: Reduce) -> torch.dtype:
+    """What the weights of all ranks are compared in: a rank may hold none, or not of every type."""
+    numels = dict.fromkeys(INTEGERS, 0)
+    for tensor in rankable(tensors).values():
+        numels[tensor.dtype] += tensor.numel()
+    held = reduce(np.array(list(numels.values()), np.int64))
+    return common_dtype(dtype for dtype, numel in zip(numels, held, strict=True) if numel)
 
 
 def locate(
