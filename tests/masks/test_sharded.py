@@ -343,3 +343,30 @@ def draw_layerwise(rank: int, layout: str) -> list[Any]:
 def test_layerwise_tickets_of_sharded_models_are_those_of_whole_ones(ranks):
     expected = draw_layerwise(0, "replicated")
     assert ranks(4).run(draw_layerwise, "both") == [expected] * 4
+
+
+def transposed() -> nn.Sequential:
+    """Layers that store their inputs first, in groups and not."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.ConvTranspose2d(8, 6, 2, groups=2), nn.ConvTranspose1d(6, 5, 3), nn.Conv2d(10, 4, 1))
+
+
+def draw_transposed(rank: int, dims: tuple[int, ...]) -> list[str]:
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    mesh, model = init_device_mesh("cpu", (4,) if len(dims) == 1 else (2, 2)), transposed()
+    for layer in model:
+        part = distribute_tensor(layer.weight.detach(), mesh, [Shard(dim) for dim in dims], src_data_rank=None)
+        layer.weight = nn.Parameter(part)
+    return digests_by_row_and_group(model)
+
+
+def digests_by_row_and_group(model: nn.Module) -> list[str]:
+    masks = create_magnitude_mask(model, [0.3, 0.7], scope="row", progress=False)
+    masks.append(create_magnitude_mask(model, None, pattern="1:2", progress=False))
+    return [mask.digest() for mask in masks]
+
+
+@pytest.mark.parametrize("dims", [(0,), (1,), (2,), (0, 1), (1, 0)])
+def test_rows_and_groups_lie_where_the_layer_says(ranks, dims):
+    assert ranks(4).run(draw_transposed, dims) == [digests_by_row_and_group(transposed())] * 4
