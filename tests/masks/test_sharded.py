@@ -69,21 +69,21 @@ def digests(model: Any, **options: Any) -> list[str]:
         return [mask.digest() for mask in create_magnitude_mask(model, [0.3, 0.5, 0.9], progress=False, **options)]
 
 
-def digests_of_all(model: nn.Module) -> list[list[str]]:
-    found = [digests(model, scope=scope) for scope in ("global", "layer", "row")]
-    return [*found, [create_magnitude_mask(model, None, pattern="2:4", pattern_remainder="dense").digest()]]
+def digests_of_all(layout: str) -> list[list[str]]:
+    single, half, mixed = (shard(mlp(**one), layout) for one in ({}, {"dtype": torch.bfloat16}, {"mixed": True}))
+    found = [digests(model, scope=scope) for model in (single, half, mixed) for scope in ("global", "layer")]
+    found.append([create_magnitude_mask(single, 0.5, scope="row", progress=False).digest()])
+    found.append([create_magnitude_mask(mixed, None, pattern="2:4", pattern_remainder="dense").digest()])
+    return found
 
 
-MODELS = ({"dtype": torch.float32}, {"dtype": torch.bfloat16}, {"mixed": True})
-
-
-def draw(rank: int, layout: str) -> list[list[list[str]]]:
-    return [digests_of_all(shard(mlp(**options), layout)) for options in MODELS]
+def draw(rank: int, layout: str) -> list[list[str]]:
+    return digests_of_all(layout)
 
 
 @pytest.fixture(scope="module")
-def whole_digests() -> list[list[list[str]]]:
-    return [digests_of_all(mlp(**options)) for options in MODELS]
+def whole_digests() -> list[list[str]]:
+    return digests_of_all("replicated")
 
 
 @pytest.mark.parametrize(

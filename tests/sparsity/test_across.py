@@ -129,7 +129,7 @@ def compare(rank: int, case: Case) -> None:
         {"scope": "row", "sparsity": 0.1, "nan": "raise"},
     )
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases())
 def test_masks_of_parts_are_those_of_the_whole(ranks, case):
     ranks(int(np.prod(case.mesh))).run(compare, case)
