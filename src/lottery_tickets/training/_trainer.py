@@ -263,8 +263,8 @@ class Trainer:
             return part.graph if part.units else None, total([part])
         if empty and self._latest is None:
             raise TrainingError(
-                f"{self._where}: this rank's first batch holds no samples, and a model in parts is gone through by "
-                "all ranks together. Give each rank a sample at least."
+                f"{self._where}: this rank's first batch holds no samples, and a model in parts is gone through "
+                "by all ranks together. Give each rank a sample at least."
             )
         # Who has no samples goes with the others all the same, and adds nothing.
         part = measure(self._model, self._latest if empty else piece, loss_fn=self._loss_fn)
