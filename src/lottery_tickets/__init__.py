@@ -4,6 +4,7 @@ The names in `__all__` are the promised ones; files may move, names may not. The
 are what it is made of, and a module imports only from the floors below its own:
 
     cli, utils                        the command line; helper names for those who look for them there
+    integrations                      callbacks for the trainers of transformers and Lightning
     verdict                           models, data, tickets -> is it a winning ticket? controls and statistics
     early_bird                        model, data -> the ticket, at the moment at which it has settled
     iterative_pruning                 model, data -> the ticket, after rounds of training, pruning and rewinding
@@ -15,7 +16,7 @@ are what it is made of, and a module imports only from the floors below its own:
     robustness                        model, data -> loss over sparsities
     vision                            small networks and images to try things on
     overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
-    large_models                      checkpoint folders, tensor by tensor
+    large_models                      checkpoint folders, tensor by tensor, and models in them block by block
     gradients                         gradients of single samples, made in the backward pass and forgotten
     planning                          bytes of every operation, item by item, before it starts
     detection                         masks of successive checks -> has the ticket settled?
@@ -43,7 +44,15 @@ if TYPE_CHECKING:
     from lottery_tickets.inspection import compute_sparsity, get_model_size, validate_pruning_correctness
     from lottery_tickets.iterative_pruning import compute_iterative_magnitude_pruning
     from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
-    from lottery_tickets.masks import Mask, applied, apply_mask, held, prunable_parameters, remove_mask
+    from lottery_tickets.masks import (
+        Mask,
+        ShardedMask,
+        applied,
+        apply_mask,
+        held,
+        prunable_parameters,
+        remove_mask,
+    )
     from lottery_tickets.overlap import compute_ticket_overlap
     from lottery_tickets.robustness import compute_pruning_robustness
     from lottery_tickets.sparsity import compute_histogram_quantile
@@ -54,6 +63,7 @@ __all__ = [
     "LayerCollapseWarning",
     "LotteryTicketError",
     "Mask",
+    "ShardedMask",
     "applied",
     "apply_mask",
     "compute_early_bird_tickets",

@@ -35,6 +35,10 @@ class MaskFileError(LotteryTicketError, ValueError):
     """A ticket file that is damaged, incomplete or of an unknown format."""
 
 
+class HubError(LotteryTicketError, RuntimeError):
+    """A hub that cannot be reached, or that does not have or take what it is asked to."""
+
+
 class ScoreFileError(LotteryTicketError, ValueError):
     """A file of scores that is damaged, or that holds something else."""
 

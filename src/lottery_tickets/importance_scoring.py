@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from lottery_tickets._batches import LossFunction, batches_of
+from lottery_tickets._wanda import compute_wanda_importance
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients import (
     Criterion,
@@ -29,7 +30,7 @@ from lottery_tickets.gradients import (
     compute_grasp_importance,
     compute_scores,
     compute_synflow_importance,
-    compute_wanda_importance,
+    refuse_folder,
     scorable,
 )
 from lottery_tickets.masks import Patterns
@@ -428,6 +429,7 @@ def compute_magnitude_importance(
     References:
         Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015, section 3.
     """
+    refuse_folder(model, "scores by magnitude are a copy of the weights, four bytes for each")
     refuse_if_too_large("magnitude", model, check=check_memory, include=include, exclude=exclude)
     scores = {}
     for name, parameter in scorable(model, include, exclude).items():
@@ -481,6 +483,7 @@ def compute_hybrid_importance(
         >>> compute_hybrid_importance(model, batch, {"magnitude": 1.0, "grad_norm": 0.5})
         {'weight': tensor([[1.0000, 1.2500]])}
     """
+    refuse_folder(model, "sums of ranks are of criteria that need the whole model in memory")
     functions = _functions()
     given = dict(options or {})
     for name, factor in [*weights.items(), *dict.fromkeys(given, 1.0).items()]:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import TypedDict, overload
@@ -184,10 +184,13 @@ def create_magnitude_mask(
         (global pruning).
     """
     rule = Rule(scope, allocation, pattern, pattern_remainder, min_density, owl_threshold, owl_lambda)
+    number = max(1, len(sparsity)) if isinstance(sparsity, Sequence) else 1
+    ask = partial(refuse_if_too_large, "mask", check=check_memory, masks=number, use_histogram=use_histogram)
     label = _COUNTING if progress else None
     ranked = partial(Ranked, nan=nan, use_histogram=use_histogram, progress=label)
     if isinstance(model, (str, os.PathLike)):
         with map_weights(resolve_model(model), include, exclude, only_weights=only_weights) as weights:
+            ask(weights.tensors, from_disk=True)
             if rule.pattern is not None or rule.scope == "row":
                 weights.check_layouts()
             masks, single = draw_masks(
@@ -195,15 +198,11 @@ def create_magnitude_mask(
             )
     else:
         tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
-        number = len(sparsity) if isinstance(sparsity, Sequence) else 1
         layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
-        division = Division.of(tensors)
-        parts = {name: local_of(tensor) for name, tensor in tensors.items()}
-        with division.ranks.together() if division else nullcontext():
-            refuse_if_too_large(
-                *("mask", parts), check=check_memory, masks=max(1, number), use_histogram=use_histogram
-            )
-            masks, single = draw_masks(ranked(parts, layouts, division=division), sparsity, rule)
+        divided = ranked(**_parts_of(tensors), layouts=layouts)
+        with divided.together("create_magnitude_mask"):
+            ask(divided.tensors)
+            masks, single = draw_masks(divided, sparsity, rule)
     for mask in masks:
         _log.info("drawn by magnitude, %s: %r", rule, mask)
     if rule.by_threshold:
@@ -218,6 +217,7 @@ def compute_layerwise_magnitude_ticket(
     layer_importance_weights: Mapping[str, float] | None = None,
     *,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> LayerwiseTicket:
     """Magnitude ticket with its sparsity layer by layer, some layers spared more than others if asked.
 
@@ -231,6 +231,7 @@ def compute_layerwise_magnitude_ticket(
         use_global_ranking: One threshold for all layers, or one per layer.
         layer_importance_weights: Parameter or module name to a positive finite number; layers not named have 1.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         A `LayerwiseTicket`.
@@ -238,6 +239,7 @@ def compute_layerwise_magnitude_ticket(
     Raises:
         SparsityError: A sparsity outside [0, 1), an unknown layer, or an importance that is not positive.
         WeightsError: NaN, meta tensors, or a data type without magnitudes.
+        MemoryPlanError: More memory is needed than is free.
 
     Warns:
         LayerCollapseWarning: A global threshold removed every weight of a tensor.
@@ -261,22 +263,25 @@ def compute_layerwise_magnitude_ticket(
     numels = {name: tensor.numel() for name, tensor in tensors.items()}
     removed = removed_count(target_sparsity, sum(numels.values()))
     weighted = bool(layer_importance_weights)
-    label = _COUNTING if progress else None
+    ranked = Ranked(**_parts_of(tensors), progress=_COUNTING if progress else None)
     threshold: float | dict[str, float]
-    if use_global_ranking:
-        rescore, dtype = (_scaled_by(importance), torch.float64) if weighted else (None, None)
-        selector = Ranked(tensors, rescore=rescore, dtype=dtype, progress=label).selector(tensors)
-        (line,) = selector.lines([removed])
-        threshold, bits = line.threshold, selector.bits(line)
-    else:
-        removals = removals_by_weight(numels, importance, removed)
-        threshold, bits = {}, {}
-        for name in tensors:
-            selector = Ranked(tensors, progress=label).selector([name])
-            (line,) = selector.lines([removals[name]])
-            threshold[name] = line.threshold
-            bits |= selector.bits(line)
-    mask = Mask.from_packed(bits, {name: tensor.shape for name, tensor in tensors.items()})
+    with ranked.together(f"{target_sparsity}, {use_global_ranking}, {importance}"):
+        refuse_if_too_large("mask", ranked.tensors, check=check_memory)
+        if use_global_ranking:
+            if weighted:
+                ranked = replace(ranked, rescore=_scaled_by(importance), dtype=torch.float64)
+            selector = ranked.selector(tensors)
+            (line,) = selector.lines([removed])
+            threshold, bits = line.threshold, selector.bits(line)
+        else:
+            removals = removals_by_weight(numels, importance, removed)
+            threshold, bits = {}, {}
+            for name in tensors:
+                selector = ranked.selector([name])
+                (line,) = selector.lines([removals[name]])
+                threshold[name] = line.threshold
+                bits |= selector.bits(line)
+        mask = ranked.mask(bits)
     if use_global_ranking:
         warn_of_collapse([mask])
     return LayerwiseTicket(
@@ -299,6 +304,19 @@ def _ranked_tensors(
             "include and exclude choose among a model's parameters; of a mapping every tensor is ranked."
         )
     return dict(model)
+
+
+class _Parts(TypedDict):
+    """Weights as this rank holds them."""
+
+    tensors: Mapping[str, torch.Tensor]
+    division: Division | None
+
+
+def _parts_of(tensors: Mapping[str, torch.Tensor]) -> _Parts:
+    """What this rank holds of tensors, and how they are spread; plain tensors as they are."""
+    division = Division.of(tensors)
+    return _Parts(tensors={name: local_of(tensor) for name, tensor in tensors.items()}, division=division)
 
 
 def _importance(tensors: Mapping[str, torch.Tensor], given: Mapping[str, float]) -> dict[str, float]:

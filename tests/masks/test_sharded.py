@@ -48,9 +48,9 @@ def shard(model: nn.Sequential, layout: str) -> nn.Sequential:
     from torch.distributed.tensor import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    size = torch.distributed.get_world_size()
     if layout == "replicated":
         return model
+    size = torch.distributed.get_world_size()
     if layout == "fsdp":
         mesh = init_device_mesh("cpu", (size,))
         fully_shard(model[2], mesh=mesh)
@@ -251,6 +251,19 @@ def test_what_makes_no_sense_is_refused_by_all(ranks):
         assert told.startswith(start)
 
 
+def draw_from_flat_pieces(rank: int) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(mlp(), device_id=torch.device("cpu"), use_orig_params=True)
+    create_magnitude_mask(model, 0.5)
+
+
+def test_flat_pieces_of_the_older_fsdp_are_refused(ranks):
+    for error in ranks(2).attempt(draw_from_flat_pieces):
+        assert isinstance(error, WeightsError)
+        assert "keeps flat pieces of weights under other names; shard it by torch.dist" in str(error)
+
+
 def draw_from_nan(rank: int, value: float, options: dict[str, Any]) -> None:
     model = shard(mlp(), "fsdp")
     if rank == 1:
@@ -295,3 +308,38 @@ def test_a_rank_killed_while_counting_is_named_by_the_others(ranks, tmp_path):
         assert "no answer from rank 2," in str(found[survivor])
     assert Mask.load(tmp_path / "ticket.safetensors") == before
     assert [path.name for path in tmp_path.iterdir()] == ["ticket.safetensors"]
+
+
+def draw_smollm2(rank: int, folder: str) -> list[str]:
+    from torch.distributed.fsdp import fully_shard
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    return [mask.digest() for mask in create_magnitude_mask(model, [0.5, 0.9], progress=False)]
+
+
+@pytest.mark.slow
+def test_smollm2_in_parts_has_the_mask_of_its_folder(ranks, smollm2_folder):
+    expected = [mask.digest() for mask in create_magnitude_mask(smollm2_folder, [0.5, 0.9], progress=False)]
+    for size in (1, 2, 4):
+        with ranks.own(size) as world:
+            assert world.run(draw_smollm2, str(smollm2_folder)) == [expected] * size
+
+
+def draw_layerwise(rank: int, layout: str) -> list[Any]:
+    from lottery_tickets import compute_layerwise_magnitude_ticket
+
+    model, told = shard(mlp(), layout), []
+    for by_rank in (True, False):
+        for importance in (None, {"2": 3.0}):
+            ticket = compute_layerwise_magnitude_ticket(model, 0.6, by_rank, importance, progress=False)
+            told.append([ticket["masks"].digest(), {**ticket, "masks": None}])
+    return told
+
+
+def test_layerwise_tickets_of_sharded_models_are_those_of_whole_ones(ranks):
+    expected = draw_layerwise(0, "replicated")
+    assert ranks(4).run(draw_layerwise, "both") == [expected] * 4

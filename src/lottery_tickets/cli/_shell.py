@@ -79,10 +79,11 @@ class Session:
 
 @dataclass(frozen=True)
 class Report:
-    """What a command found: `data` for `--json`, `show` for a reader."""
+    """What a command found: `data` for `--json`, `show` for a reader; `failed` if it is not as it should be."""
 
     data: Mapping[str, Any]
     show: Callable[[Console], None]
+    failed: bool = False
 
 
 def command(
@@ -119,6 +120,8 @@ def command(
                     report.show(
                         Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False)
                     )
+                if report.failed:
+                    raise typer.Exit(1)
 
         signature = inspect.signature(function, eval_str=True)
         own = [parameter for key, parameter in signature.parameters.items() if key != "session"]

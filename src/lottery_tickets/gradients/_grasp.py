@@ -15,7 +15,7 @@ from lottery_tickets._batches import LossFunction, measure, samples_of, size_of
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._data import Samples
-from lottery_tickets.gradients._model import borrowed, differentiated, widened
+from lottery_tickets.gradients._model import borrowed, differentiated, refuse_folder, widened
 from lottery_tickets.gradients._passes import Gradients
 from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.gradients._sums import Sums, check_finite
@@ -81,6 +81,7 @@ def compute_grasp_importance(
         Wang, Zhang and Grosse, "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020,
         equation 8 and algorithm 2.
     """
+    refuse_folder(model, "GraSP needs backward passes, and these the whole model in memory")
     model, ranks = joined(model, process_group, "GraSP")
     with ranks.together():
         refuse_if_too_large("grasp", model, dataloader, check=check_memory, include=include, exclude=exclude)

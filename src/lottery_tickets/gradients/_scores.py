@@ -17,7 +17,7 @@ from lottery_tickets._batches import LossFunction
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._data import Samples
-from lottery_tickets.gradients._model import borrowed
+from lottery_tickets.gradients._model import borrowed, refuse_folder
 from lottery_tickets.gradients._passes import Gradients, Grouping
 from lottery_tickets.gradients._stores import Store
 from lottery_tickets.gradients._sums import Moments, Statistic, Sums
@@ -119,6 +119,7 @@ def compute_scores(
         ParameterSelectionError: Nothing to score.
         MemoryPlanError: More memory is needed than is free.
     """
+    refuse_folder(model, "gradients need backward passes, and these the whole model in memory")
     model, ranks = joined(model, options.process_group, "Scores from gradients")
     with ranks.together():
         return _together(model, ranks, dataloader, criterion, options, moments=moments)

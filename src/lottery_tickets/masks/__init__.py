@@ -1,6 +1,6 @@
 """What a ticket is: the mask, its file, the parameters it speaks of, and a model that computes with it."""
 
-from lottery_tickets.masks._applied import applied, apply_mask, remove_mask
+from lottery_tickets.masks._applied import applied, apply_mask, masked_copy, remove_mask
 from lottery_tickets.masks._bits import (
     PackedBits,
     count_common,
@@ -14,6 +14,7 @@ from lottery_tickets.masks._held import held, zero_held
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import (
     Patterns,
+    Place,
     chosen_parameters,
     is_transposed_linear,
     lasting,
@@ -31,6 +32,7 @@ __all__ = [
     "Mask",
     "PackedBits",
     "Patterns",
+    "Place",
     "Shard",
     "ShardedMask",
     "applied",
@@ -44,6 +46,7 @@ __all__ = [
     "is_transposed_linear",
     "lasting",
     "local_of",
+    "masked_copy",
     "matching_names",
     "pack",
     "packed_size",

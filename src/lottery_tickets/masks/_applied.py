@@ -208,7 +208,7 @@ class _Recipe(NamedTuple):
                 "A masked weight was modified in place between the forward and the backward pass; "
                 "step the optimizer after backward()."
             )
-        masked = _masked_copy(self.weight, self.packed, self.copies.buffers)
+        masked = masked_copy(self.weight, self.packed, self.copies.buffers)
         return masked.as_strided(self.size, self.stride, self.offset)
 
 
@@ -221,7 +221,7 @@ class _Copies:
 
     def make(self, weight: torch.Tensor, packed: PackedBits) -> torch.Tensor:
         if not (torch.is_grad_enabled() and weight.requires_grad):
-            return _masked_copy(weight.detach(), packed, self.buffers)
+            return masked_copy(weight.detach(), packed, self.buffers)
         masked: torch.Tensor = _MaskedWeight.apply(weight, packed, self.buffers)  # type: ignore[no-untyped-call]
         # While the object lives no other storage can have its address, so a match by address is a true one.
         address = masked.untyped_storage().data_ptr()
@@ -248,7 +248,7 @@ class _MaskedWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, packed: PackedBits, buffers: Buffers | None) -> torch.Tensor:
         ctx.packed = packed
-        return _masked_copy(weight, packed, buffers)
+        return masked_copy(weight, packed, buffers)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -348,7 +348,7 @@ def _check_maskable(name: str, place: Place) -> None:
         )
 
 
-def _masked_copy(weight: torch.Tensor, packed: PackedBits, buffers: Buffers | None) -> torch.Tensor:
+def masked_copy(weight: torch.Tensor, packed: PackedBits, buffers: Buffers | None = None) -> torch.Tensor:
     """Contiguous copy with the pruned weights +0, bit for bit otherwise."""
     if not weight.is_cpu:
         kept = _bits.unpack(packed, weight.shape).to(weight.device)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import MaskError, MaskMismatchError
-from lottery_tickets.masks import _bits, _files, _random
+from lottery_tickets.masks import _bits, _files, _hub, _random
 from lottery_tickets.masks._bits import PackedBits
 from lottery_tickets.masks._parameters import prunable_parameters
 
@@ -233,6 +233,44 @@ class Mask(Mapping[str, torch.Tensor]):
         _files.check_digest(path, expected=digest, found=mask.digest())
         return mask
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Mask:
+        """Read the ticket of a repository on the Hugging Face hub, downloaded once, and check every byte of it.
+
+        Args:
+            name: "owner/name" of the repository, or a folder that holds a `ticket.safetensors`.
+            revision: Branch, tag or commit; None for the main branch.
+            token: Of the hub; None for the one that `hf auth login` has stored.
+            cache_dir: Where downloads are kept; None for the hub's cache.
+            local_files_only: Take it from the cache, and do not ask the hub.
+
+        Raises:
+            HubError: No such repository, revision or file, or no way to the hub.
+            MaskFileError: As `load`.
+            MissingExtraError: huggingface_hub is not installed.
+
+        Example:
+            >>> import torch
+            >>> from pathlib import Path
+            >>> from lottery_tickets import Mask
+            >>> Path("my-ticket").mkdir()
+            >>> Mask.ones_like(torch.nn.Linear(2, 2)).save("my-ticket/ticket.safetensors")
+            >>> Mask.from_pretrained("my-ticket").kept
+            4
+        """
+        path = _hub.fetch(
+            name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        return cls.load(path)
+
     # ---------------------------------------------------------------- a mapping
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -413,6 +451,57 @@ class Mask(Mapping[str, torch.Tensor]):
             metadata={**self._metadata, **(metadata or {})},
             digest=self.digest(),
             kept=self.kept,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str = "A lottery ticket",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the ticket to a repository of the Hugging Face hub, made if it is not there.
+
+        One commit takes `ticket.safetensors` and a card (README.md) made of the metadata: sparsity, origin, and
+        how much each layer keeps. A card that was not made so, a model's own for instance, is left as it is.
+
+        Args:
+            repo_id: "owner/name".
+            metadata: Text to add to what the mask carries; "base_model", a hub id, links to that model.
+            private: Of a new repository; None for the owner's default.
+            revision: Branch to commit to; None for the main one.
+            token: Of the hub; None for the one that `hf auth login` has stored.
+            commit_message: Of the commit.
+            create_pr: Open a pull request with the commit instead.
+
+        Returns:
+            Address of the commit, or of the pull request.
+
+        Raises:
+            HubError: The hub refuses, or there is no way to it.
+            MaskFileError: As `save`.
+            MissingExtraError: huggingface_hub is not installed.
+
+        Example:
+            >>> import torch
+            >>> from lottery_tickets import Mask
+            >>> mask = Mask.ones_like(torch.nn.Linear(4, 4))
+            >>> mask.push_to_hub("me/my-ticket", metadata={"base_model": "me/my-model"})  # doctest: +SKIP
+            'https://huggingface.co/me/my-ticket/commit/...'
+        """
+        return _hub.push(
+            self,
+            repo_id,
+            metadata=metadata,
+            private=private,
+            revision=revision,
+            token=token,
+            commit_message=commit_message,
+            create_pr=create_pr,
         )
 
 

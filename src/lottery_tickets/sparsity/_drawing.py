@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
@@ -88,7 +89,9 @@ class Ranked:
         """
         tensors = {name: self.tensors[name] for name in names}
         if self.use_histogram:
-            make = partial(Selection, division=self.division, pages=self.pages, progress=self.progress)
+            first = self.division is None or self.division.ranks.first
+            shown = self.progress if first else None  # one bar for all ranks
+            make = partial(Selection, division=self.division, pages=self.pages, progress=shown)
             return make(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
         if self.division is not None:
             raise SparsityError(
@@ -110,6 +113,27 @@ class Ranked:
     def layout(self, name: str) -> Layout:
         """Where this tensor keeps its inputs."""
         return self.layouts.get(name, Layout())
+
+    def mask(self, bits: Mapping[str, PackedBits]) -> Mask:
+        """The mask with these bits, sharded as the weights are; then all ranks make this call."""
+        if self.division is None:
+            return Mask.from_packed(bits, self.shapes)
+        # A sharded mask answers as a mask does in all but what it holds here.
+        return cast(Mask, ShardedMask.from_packed(bits, self.division))
+
+    @contextmanager
+    def together(self, asked: str) -> Iterator[None]:
+        """A block in which an error on one rank is one on all, and in which all are asked for the same.
+
+        Raises:
+            DistributedError: Another rank failed, or is asked for something else.
+        """
+        if self.division is None:
+            yield
+            return
+        with self.division.ranks.together():
+            self.division.ranks.check_asked_alike(asked)
+            yield
 
 
 @dataclass(frozen=True)
@@ -198,17 +222,9 @@ def draw_masks(ranked: Ranked, sparsity: float | Sequence[float] | None, rule: R
         WeightsError: NaN, or weights that have no magnitudes to rank.
         DistributedError: Another rank failed.
     """
-    division = ranked.division
-    if division is None:
+    with ranked.together(f"sparsity={sparsity}, {rule}, nan={ranked.nan!r}"):
         bits, single = _drawn(ranked, sparsity, rule)
-        return [Mask.from_packed(found, ranked.shapes) for found in bits], single
-    with division.ranks.together():
-        division.ranks.check_asked_alike(f"sparsity={sparsity}, {rule}, nan={ranked.nan!r}")
-        if not division.ranks.first:
-            ranked = replace(ranked, progress=None)
-        bits, single = _drawn(ranked, sparsity, rule)
-        # A sharded mask answers as a mask does in all but what it holds here.
-        return [cast(Mask, ShardedMask.from_packed(found, division)) for found in bits], single
+        return [ranked.mask(found) for found in bits], single
 
 
 def _drawn(
@@ -243,7 +259,7 @@ def extremes(tensors: Mapping[str, torch.Tensor], *, pages: Pages | None = None)
                 low, high = torch.aminmax(tensor)
             found[name] = (float(low), float(high))
     holding = [name for name, (low, _) in found.items() if math.isnan(low)]
-    refuse_nan({name: int(tensors[name].isnan().sum()) for name in holding})
+    refuse_nan({name: _count_nan(tensors[name]) for name in holding})
     return found
 
 
@@ -366,11 +382,16 @@ def _refuse_nan(ranked: Ranked) -> None:
         extremes(ranked.tensors, pages=ranked.pages)
         return
     division = ranked.division
-    counts = [
-        int(tensor.isnan().sum()) if name in division.counted else 0 for name, tensor in ranked.tensors.items()
-    ]
+    counts = [_count_nan(tensor) if name in division.counted else 0 for name, tensor in ranked.tensors.items()]
     found = division.ranks.sum(np.array(counts, np.int64)).tolist()
     refuse_nan(dict(zip(ranked.tensors, found, strict=True)))
+
+
+def _count_nan(tensor: torch.Tensor) -> int:
+    """How many; only where there are some are they told apart, a byte for each weight."""
+    if not tensor.numel() or not math.isnan(float(torch.aminmax(tensor).min)):
+        return 0
+    return int(tensor.isnan().sum())
 
 
 def _check_summable(ranked: Ranked, allocation: str) -> None:

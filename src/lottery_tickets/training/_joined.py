@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import overload
+
 import torch.distributed as dist
 from torch import nn
 
@@ -10,9 +13,29 @@ from lottery_tickets.errors import DistributedError
 from lottery_tickets.masks import is_sharded, reshard
 
 
+@overload
 def joined(
     model: nn.Module, process_group: dist.ProcessGroup | None, what: str, *, sharded: bool = False
-) -> tuple[nn.Module, Ranks]:
+) -> tuple[nn.Module, Ranks]: ...
+
+
+@overload
+def joined(
+    model: nn.Module | str | os.PathLike[str],
+    process_group: dist.ProcessGroup | None,
+    what: str,
+    *,
+    sharded: bool = False,
+) -> tuple[nn.Module | str | os.PathLike[str], Ranks]: ...
+
+
+def joined(
+    model: nn.Module | str | os.PathLike[str],
+    process_group: dist.ProcessGroup | None,
+    what: str,
+    *,
+    sharded: bool = False,
+) -> tuple[nn.Module | str | os.PathLike[str], Ranks]:
     """The model as one process has it, and the ranks that have it.
 
     Gradients and measurements are added up by the library, in an order that gives every rank the same bits; what
@@ -20,14 +43,22 @@ def joined(
 
     Args:
         model: Any module; in DistributedDataParallel, whose process group then counts if no other is given, or in
-            parts by `fully_shard`, over all ranks of the job.
+            parts by `fully_shard`, over all ranks of the job. A checkpoint's folder is one process's.
         process_group: The ranks; None for this process alone.
         what: What is to be done, for messages.
         sharded: Whether that can be done to a model in parts.
 
     Raises:
-        DistributedError: This process is not in the group, or the model lies in parts that are not known here.
+        DistributedError: This process is not in the group, the model lies in parts that are not known here, or it
+            is a folder beside a process group.
     """
+    if not isinstance(model, nn.Module):
+        if process_group is not None:
+            raise DistributedError(
+                f"{what} of a checkpoint's folder ({model}) is for one process, which reads it block by block; "
+                "leave process_group out, or load the model."
+            )
+        return model, Ranks()
     if isinstance(model, nn.parallel.DistributedDataParallel):
         process_group = process_group or model.process_group
         inner = model.module
