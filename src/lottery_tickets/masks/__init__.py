@@ -15,11 +15,17 @@ from lottery_tickets.masks._parameters import (
     places_of,
     prunable_parameters,
 )
+from lottery_tickets.masks._units import Kept, Kind, Part, UnitGroup, Units, units_metadata
 
 __all__ = [
+    "Kept",
+    "Kind",
     "Mask",
     "PackedBits",
+    "Part",
     "Patterns",
+    "UnitGroup",
+    "Units",
     "applied",
     "apply_mask",
     "as_mask",
@@ -37,6 +43,7 @@ __all__ = [
     "places_of",
     "prunable_parameters",
     "remove_mask",
+    "units_metadata",
     "unpack_range",
     "zero_held",
 ]

@@ -18,6 +18,7 @@ from lottery_tickets.errors import MaskError, MaskMismatchError
 from lottery_tickets.masks import _bits, _files, _random
 from lottery_tickets.masks._bits import PackedBits
 from lottery_tickets.masks._parameters import prunable_parameters
+from lottery_tickets.masks._units import METADATA_KEY, Units
 
 
 class Mask(Mapping[str, torch.Tensor]):
@@ -279,6 +280,12 @@ class Mask(Mapping[str, torch.Tensor]):
     def metadata(self) -> Mapping[str, str]:
         """What the file said of the ticket's origin."""
         return MappingProxyType(self._metadata)
+
+    @property
+    def units(self) -> Units | None:
+        """The channels, heads or neurons that the mask removes or keeps whole; None if it is of single weights."""
+        text = self._metadata.get(METADATA_KEY)
+        return None if text is None else Units.from_json(text)
 
     @property
     def numel(self) -> int:
