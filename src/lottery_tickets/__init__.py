@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from lottery_tickets.robustness import compute_pruning_robustness
     from lottery_tickets.sparsity import compute_histogram_quantile
     from lottery_tickets.stability import compute_instability, compute_linear_mode_connectivity
-    from lottery_tickets.structured import create_structured_mask
+    from lottery_tickets.structured import create_structured_mask, embed_subnetwork, extract_subnetwork
     from lottery_tickets.verdict import compute_ticket_verdict
 
 __all__ = [
@@ -72,7 +72,9 @@ __all__ = [
     "create_importance_mask",
     "create_magnitude_mask",
     "create_structured_mask",
+    "embed_subnetwork",
     "ensure_deterministic_pruning",
+    "extract_subnetwork",
     "get_model_size",
     "held",
     "prunable_parameters",

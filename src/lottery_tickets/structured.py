@@ -10,18 +10,25 @@ and down of a gated layer.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
+import torch
 from torch import nn
 
+from lottery_tickets._batches import is_transformers
+from lottery_tickets._structured._checking import check_equal
+from lottery_tickets._structured._configurations import configured
 from lottery_tickets._structured._drawing import Drawing, units_of
+from lottery_tickets._structured._extraction import embedded, units_removed, without
+from lottery_tickets._structured._inputs import arguments, makes_inputs
 from lottery_tickets._structured._ranking import Allocation, Count, Rule, Scope
 from lottery_tickets._structured._scores import Criterion
-from lottery_tickets.masks import Kind, Mask
+from lottery_tickets.errors import MaskMismatchError
+from lottery_tickets.masks import Kind, Mask, left_of, parameters_of
 from lottery_tickets.sparsity import one_or_many
 
-__all__ = ["create_structured_mask"]
+__all__ = ["create_structured_mask", "embed_subnetwork", "extract_subnetwork"]
 
 _log = logging.getLogger(__name__)
 
@@ -140,3 +147,104 @@ def create_structured_mask(
     for mask in masks:
         _log.info("drawn by %ss: %r", unit, mask)
     return masks[0] if single else masks
+
+
+def extract_subnetwork(
+    model: nn.Module,
+    mask: Mapping[str, torch.Tensor],
+    *,
+    example_inputs: Any = None,
+    loadable: bool = True,
+) -> nn.Module:
+    """A plain dense network without the units that a mask removes: smaller, faster, and the same function.
+
+    It gives what the masked model gives, within rounding: sums have the same terms but for the zeros. It is a copy
+    of the model's own class, in its modes and on its device, and trains and saves like any other; the model is as
+    it was. A transformers model says its new sizes in its configuration, and what its `save_pretrained` writes
+    opens with `from_pretrained`. Where such a model keeps other numbers of heads or neurons in each layer, no
+    configuration says so: draw the mask with `allocation="uniform"`.
+
+    Args:
+        model: The model that the mask was drawn from, or one of the same shape.
+        mask: As `create_structured_mask` drew it, or `Mask.load` read it.
+        example_inputs: Both are run on these, and their outputs compared; see `create_structured_mask`. None makes
+            some where the model tells what it takes, else nothing is run.
+        loadable: Refuse a transformers model that its configuration cannot say. False gives it all the same, for
+            use at once or export; its own configuration is then wrong about it.
+
+    Returns:
+        The smaller network.
+
+    Raises:
+        StructureError: A mask of single weights or one that removes a whole layer, a shape that no configuration
+            says, or a network that does not compute the same without the units.
+        MaskMismatchError: The mask does not fit the model.
+        WeightsError: Weights on the meta device.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets import create_structured_mask, extract_subnetwork
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> mask = create_structured_mask(model, 0.75, unit="neuron", count="units")
+        >>> extract_subnetwork(model, mask)
+        Sequential(
+          (0): Linear(in_features=8, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=2, bias=True)
+        )
+
+    References:
+        Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, section 3. Michel, Levy and Neubig,
+        "Are Sixteen Heads Really Better than One?", NeurIPS 2019, section 2 (heads that leave).
+    """
+    smaller = without(model, mask)
+    if loadable and is_transformers(model):
+        configured(model, smaller, *units_removed(mask))
+    if example_inputs is not None or makes_inputs(model):
+        check_equal(model, smaller, mask, arguments(model, example_inputs))
+    return smaller
+
+
+def embed_subnetwork(subnetwork: nn.Module, mask: Mapping[str, torch.Tensor], model: nn.Module) -> None:
+    """Put the weights of an extracted network back where they were in the whole one; removed units become zero.
+
+    So a ticket trained on its own is a ticket of the large network again: to compare, to grow, to extract anew.
+
+    Args:
+        subnetwork: What `extract_subnetwork` made, trained or not.
+        mask: The mask it was made by.
+        model: A model of the large shape; all its parameters and buffers are overwritten.
+
+    Raises:
+        StructureError: A mask of single weights, or one that removes a whole layer.
+        MaskMismatchError: Mask, network and model that do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> from lottery_tickets import create_structured_mask, embed_subnetwork, extract_subnetwork
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> mask = create_structured_mask(model, 0.5, unit="neuron", count="units")
+        >>> small = extract_subnetwork(model, mask)
+        >>> embed_subnetwork(small, mask, model)
+        >>> torch.equal(model[0].weight != 0, mask["0.weight"])
+        True
+    """
+    units, kept = units_removed(mask)
+    parameters_of(model, mask)
+    gone = units.gone(kept)
+    whole, small = model.state_dict(keep_vars=True), subnetwork.state_dict(keep_vars=True)
+    wrong = [
+        name
+        for name in whole.keys() | small.keys()
+        if name not in whole
+        or name not in small
+        or tuple(small[name].shape) != left_of(whole[name].shape, gone.get(name, {}))
+    ]
+    if wrong:
+        raise MaskMismatchError(
+            f"{sorted(wrong)[0]}: the network is not what the mask leaves of the model. Give the mask that it was "
+            "extracted by and a model of the shape that it was extracted from."
+        )
+    for name, tensor in whole.items():
+        embedded(tensor, small[name], gone.get(name, {}))

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx, nn
 
+from lottery_tickets._batches import evaluating
 from lottery_tickets._structured._call import Call, Results, unknown
 from lottery_tickets._structured._grouping import Place, Structure, structure_of
 from lottery_tickets._structured._indices import Dims, Indices, Value
@@ -25,8 +25,6 @@ from lottery_tickets.errors import StructureError
 from lottery_tickets.masks import parameter_aliases
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch.export import ExportedProgram
 
 _RULES = {**SHAPES, **LAYERS}
@@ -104,7 +102,7 @@ class _Tensors:
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model):
             return torch.export.export(model, args, dict(kwargs), strict=False)
     except Exception as error:
         # torch.export raises whatever the model's own code does when it cannot be followed.
@@ -117,15 +115,3 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode, and back in each module's own."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

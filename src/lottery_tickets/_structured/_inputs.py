@@ -42,6 +42,15 @@ def arguments(model: nn.Module, example_inputs: Any = None) -> Arguments:
     )
 
 
+def makes_inputs(model: nn.Module) -> bool:
+    """Whether inputs can be made from the model alone."""
+    try:
+        _made(model)
+    except StructureError:
+        return False
+    return True
+
+
 def _made(model: nn.Module) -> Arguments:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     config: Any = getattr(model, "config", None)

@@ -16,7 +16,7 @@ import torch
 
 from lottery_tickets._structured._scores import Numbers
 from lottery_tickets.errors import SparsityError
-from lottery_tickets.masks import Kept, UnitGroup, Units
+from lottery_tickets.masks import Kept, UnitGroup, Units, left_of
 from lottery_tickets.sparsity import check_sparsity
 
 Scope = Literal["global", "layer"]
@@ -180,7 +180,9 @@ class Ranking:
         if self.rule.count == "units":
             return sum(removed.values())
         gone = self.units.gone(self._kept(removed))
-        return self.numel - sum(_left(shape, gone.get(name, {})) for name, shape in self.shapes.items())
+        return self.numel - sum(
+            math.prod(left_of(shape, gone.get(name, {}))) for name, shape in self.shapes.items()
+        )
 
     def _kept(self, removed: Mapping[int, int]) -> dict[str, Kept]:
         found = {}
@@ -204,10 +206,6 @@ def _after(steps: Sequence[Sequence[_Chunk]], length: int, given: Mapping[int, i
         for chunk in step:
             removed[chunk.group] = max(chunk.removed, removed.get(chunk.group, 0))
     return removed
-
-
-def _left(shape: torch.Size, gone: Mapping[int, Kept]) -> int:
-    return math.prod(size - int(gone[dim].sum()) if dim in gone else size for dim, size in enumerate(shape))
 
 
 def _given(groups: Sequence[UnitGroup], rule: Rule) -> dict[int, int]:

@@ -15,7 +15,7 @@ from lottery_tickets.masks._parameters import (
     places_of,
     prunable_parameters,
 )
-from lottery_tickets.masks._units import Kept, Kind, Part, UnitGroup, Units, units_metadata
+from lottery_tickets.masks._units import Kept, Kind, Part, UnitGroup, Units, left_of, units_metadata
 
 __all__ = [
     "Kept",
@@ -35,6 +35,7 @@ __all__ = [
     "held",
     "is_transposed_linear",
     "lasting",
+    "left_of",
     "matching_names",
     "pack",
     "packed_size",

@@ -189,6 +189,11 @@ def _owners(runs: Iterable[Iterable[int]]) -> Owners:
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
+def left_of(shape: torch.Size, dims: Mapping[int, Kept]) -> tuple[int, ...]:
+    """The shape of what is left of a tensor without these indices."""
+    return tuple(size - int(dims[dim].sum()) if dim in dims else size for dim, size in enumerate(shape))
+
+
 def units_metadata(units: Units) -> dict[str, str]:
     """What the metadata of a mask of units holds, so that `Mask.units` gives them."""
     return {METADATA_KEY: units.to_json()}
