@@ -13,6 +13,7 @@ from torch import nn
 from lottery_tickets._early_bird._results import EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._search import Search, TrainEpochs
 from lottery_tickets._early_bird._settings import Settings
+from lottery_tickets._early_bird._subject import Channels, Subject, Weights
 from lottery_tickets._early_bird._watch import Watch
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.planning import refuse_training_if_too_large
@@ -49,7 +50,11 @@ def find_birds(
             "Use check_interval."
         )
     order = DataOrder(dataloader, settings.seed)
-    watch = Watch(model, settings, Path(run_dir) / "masks" if save_masks and run_dir is not None else None)
+    subject: Subject = Weights(model, settings)
+    if settings.structure is not None:
+        with private_random_state():
+            subject = Channels(model, settings.structure, next(order.epoch(0)))
+    watch = Watch(subject, settings, Path(run_dir) / "masks" if save_masks and run_dir is not None else None)
     if recipe.trainer_fn is None and not any(parameter.requires_grad for parameter in model.parameters()):
         watch.look(epoch=0, step=0, train_loss=None, seconds=0.0, peak_bytes=peak_bytes(model))
         return watch.results(

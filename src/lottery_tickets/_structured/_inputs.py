@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lottery_tickets._batches import Inputs
 from lottery_tickets.errors import StructureError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -29,6 +30,8 @@ def arguments(model: nn.Module, example_inputs: Any = None) -> Arguments:
     """
     if example_inputs is None:
         return _made(model)
+    if isinstance(example_inputs, Inputs):
+        return example_inputs.args, example_inputs.kwargs | _without_cache(model)
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):

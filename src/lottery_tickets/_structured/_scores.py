@@ -50,6 +50,12 @@ def unit_scores(
     return scores
 
 
+def normalised(model: nn.Module, units: Units) -> bool:
+    """Whether every unit has a scale of batch normalisation."""
+    scales = _normalisations(model, dict(model.named_parameters()))
+    return all(any(part.name in scales for part in group.parts) for group in units.groups)
+
+
 def _normalisations(model: nn.Module, parameters: Mapping[str, torch.Tensor]) -> set[str]:
     scales = {
         id(module.weight)

@@ -87,6 +87,7 @@ class Trainer:
         nonfinite: "stop" raises at the first batch whose loss or gradient is not finite; "skip" leaves it out.
         max_skipped: Share of the batches that may be left out, one being allowed in any case.
         announce: Called with the first batch before it is trained on.
+        penalty: Added to the loss of each update, once, and to no loss that is told.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Trainer:
         nonfinite: Nonfinite = "stop",
         max_skipped: float = 0.01,
         announce: Callable[[Any], None] | None = None,
+        penalty: Callable[[], torch.Tensor] | None = None,
     ) -> None:
         self.progress = Progress()
         self.optimizer = optimizer
@@ -108,7 +110,7 @@ class Trainer:
         self._limit = max_batch_size
         self._nonfinite, self._max_skipped = nonfinite, max_skipped
         self._updating = False
-        self._announce = announce
+        self._announce, self._penalty = announce, penalty
 
     def step(self, batch: Any) -> BatchLoss | None:
         """Train on one batch.
@@ -217,7 +219,8 @@ class Trainer:
     def _update(self, graph: torch.Tensor | None, units: int) -> None:
         self._updating = True
         # A last piece that has nothing to add still makes the update by the others.
-        self.optimizer.backward(self._nothing() if graph is None else graph / units)
+        loss = self._nothing() if graph is None else graph / units
+        self.optimizer.backward(loss if self._penalty is None else loss + self._penalty())
         if self.optimizer.nonfinite:
             moved = self.optimizer.moved
             others = f"; {moved} other tensors were updated before that was known" if moved else ""
