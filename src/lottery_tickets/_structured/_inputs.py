@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,4 +76,4 @@ def _made(model: nn.Module) -> Arguments:
 
 def _without_cache(model: nn.Module) -> dict[str, Any]:
     """A cache of keys and values is a second output, which would keep every head."""
-    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
