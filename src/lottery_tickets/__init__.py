@@ -12,6 +12,7 @@ are what it is made of, and a module imports only from the floors below its own:
     magnitude_pruning                 model -> magnitude mask
     importance_scoring                model, data -> scores by any criterion
     importance_pruning                scores -> mask
+    structured                        channels, heads, neurons -> mask; the smaller network without them
     evaluation                        model, mask, data -> quality
     robustness                        model, data -> loss over sparsities
     vision                            small networks and images to try things on
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from lottery_tickets.robustness import compute_pruning_robustness
     from lottery_tickets.sparsity import compute_histogram_quantile
     from lottery_tickets.stability import compute_instability, compute_linear_mode_connectivity
+    from lottery_tickets.structured import create_structured_mask, embed_subnetwork, extract_subnetwork
     from lottery_tickets.verdict import compute_ticket_verdict
 
 __all__ = [
@@ -71,7 +73,10 @@ __all__ = [
     "compute_ticket_verdict",
     "create_importance_mask",
     "create_magnitude_mask",
+    "create_structured_mask",
+    "embed_subnetwork",
     "ensure_deterministic_pruning",
+    "extract_subnetwork",
     "get_model_size",
     "held",
     "prunable_parameters",
@@ -83,7 +88,7 @@ __all__ = [
 _HOMES = (
     *("errors", "masks", "sparsity", "magnitude_pruning", "importance_pruning"),
     *("evaluation", "robustness", "overlap", "inspection", "determinism", "early_bird", "iterative_pruning"),
-    *("stability", "verdict"),
+    *("stability", "verdict", "structured"),
 )
 
 if not TYPE_CHECKING:

@@ -47,6 +47,10 @@ class MaskAppliedError(LotteryTicketError, RuntimeError):
     """A mask is applied where one already is, or cannot be held by the module."""
 
 
+class StructureError(LotteryTicketError, ValueError):
+    """Channels, heads or neurons that cannot be told, removed or left out as asked."""
+
+
 class BatchError(LotteryTicketError, TypeError):
     """A batch or model output of a form the library does not know."""
 

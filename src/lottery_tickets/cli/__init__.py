@@ -13,6 +13,7 @@ from lottery_tickets.cli import (  # noqa: F401  # to register their commands
     _plan_memory,
     _score,
     _stability,
+    _structured,
     _tickets,
     _verdict,
 )

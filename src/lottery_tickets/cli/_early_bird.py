@@ -45,6 +45,14 @@ class Optimizer(str, Enum):
     adamw8bit = "adamw8bit"
 
 
+class Structure(str, Enum):
+    """Units that leave whole."""
+
+    channel = "channel"
+    head = "head"
+    neuron = "neuron"
+
+
 @command(
     app,
     "early-bird",
@@ -106,6 +114,13 @@ def early_bird(
     control_epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs to train ticket and controls; default: --epochs.")
     ] = None,
+    structure: Annotated[
+        Structure | None,
+        typer.Option(help="Watch and remove whole units, not weights; the sparsity is the share of them."),
+    ] = None,
+    bn_l1: Annotated[
+        float, typer.Option(min=0, help="L1 penalty on scales of batch normalisation while searching.")
+    ] = 0.0,
     plot: Annotated[
         bool, typer.Option("--plot", help="Draw the distances between all masks to RUN/distances-SPARSITY.png.")
     ] = False,
@@ -169,6 +184,8 @@ def early_bird(
         exclude=exclude,
         run_dir=output / "state",
         seed=seed,
+        structure=None if structure is None else structure.value,
+        bn_l1=bn_l1,
         progress=session.progress,
         save_masks=plot,
         process_group=session.group,
@@ -201,7 +218,7 @@ def _name(result: EarlyBirdResults) -> str:
 
 def _save(path: Path, subject: Subject, result: EarlyBirdResults, optimizer: str, seed: int) -> None:
     told: Mapping[str, object] = {
-        "criterion": "magnitude",
+        "criterion": "magnitude" if result["final_mask"].units is None else "units",
         "target_sparsity": result["target_sparsity"],
         "early_bird": result["method"],
         "converged": result["converged"],
