@@ -95,6 +95,10 @@ class MemoryPlanError(LotteryTicketError, RuntimeError):
     """An operation that needs more memory than is free, refused before it starts."""
 
 
+class ReportError(LotteryTicketError, ValueError):
+    """A report that cannot be made: nothing to report at a path, a file that is damaged, an unknown format."""
+
+
 class MissingExtraError(LotteryTicketError, ImportError):
     """A feature whose optional dependency is not installed."""
 
