@@ -24,7 +24,7 @@ def memory_bars(plan: Mapping[str, Any], measured: int | None) -> Bars:
         summary += " Some items come when others are gone, so that the total is less than their sum."
     if measured is not None:
         shown["measured"] = measured
-        summary += " Measured: the most memory that the process had, the interpreter and its libraries included."
+        summary += " Measured: the most that the process had, less what it had before the model was loaded."
     limit = plan["limit"]
     return Bars(
         "memory",

@@ -84,9 +84,9 @@ def _section(
     if results["controls"]:
         figures.append(_controls(results["controls"]))
     peaks = [look["peak_bytes"] for look in looks if look["peak_bytes"] is not None]
-    plan = results.get("memory")
-    if plan is not None and peaks:
-        figures.append(memory_bars(plan, max(peaks)))
+    planned = results["memory"]
+    measured = max(peaks) - planned["bytes_before"] if peaks else None
+    figures.append(memory_bars(planned["plan"], measured))
     whose = f"the ticket of sparsity {percent(sparsity)}"
     tables = []
     for mask in masks.values():

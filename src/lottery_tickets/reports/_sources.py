@@ -30,8 +30,8 @@ from lottery_tickets.reports._tickets import (
 
 _RESULTS, _CONFIG = "results.json", "config.json"
 _KNOWN = (
-    "the folder of a run of early-bird, imp, verdict or stability, a file that a command wrote as JSON, a ticket or a "
-    "file of scores"
+    "the folder of a run of early-bird, imp, verdict or stability, a file that a command wrote as JSON, a ticket "
+    "or a file of scores"
 )
 
 Found = tuple[list[Section], list[tuple[str, Mask]]]  # what to say, and the tickets to lay beside each other

@@ -33,7 +33,6 @@ _CONFIG: dict[str, Any] = {
         "gridColor": "var(--line)",
         "domain": False,
         "ticks": False,
-        "tickCount": 6,
     },
     "legend": {
         "orient": "top",
@@ -50,6 +49,8 @@ _CONFIG: dict[str, Any] = {
 }
 
 Spec = dict[str, Any]
+
+_MUTE = {"aria": False}  # a mark without a description of its own
 
 
 def svg_of(figure: Figure, width: int) -> str:
@@ -130,10 +131,12 @@ def _(figure: Curves, width: int) -> Spec:
         *(_level(level.y, level.name, y) for level in figure.levels),
         {
             "transform": with_interval,
-            "mark": {"type": "area", "opacity": 0.14} if banded else {"type": "rule", "opacity": 0.5},
+            "mark": {"type": "area", "opacity": 0.14, **_MUTE}
+            if banded
+            else {"type": "rule", "opacity": 0.5, **_MUTE},
             "encoding": {"x": x, **between, "color": colour},
         },
-        {"mark": {"type": "line", "strokeWidth": 1.8}, "encoding": {"x": x, "y": y, "color": colour}},
+        {"mark": {"type": "line", "strokeWidth": 1.8, **_MUTE}, "encoding": {"x": x, "y": y, "color": colour}},
         {
             "mark": {"type": "point", "filled": True, "size": 46, "opacity": 1},
             "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "description": {"field": "tip"}},
@@ -160,9 +163,17 @@ def _between(point: Point, axis: Axis) -> str:
 def _level(value: float, name: str, y: Spec) -> Spec:
     """A dashed line, and its name above its right end."""
     place = {"y": {**y, "field": "level"}}
-    rule = {"mark": {"type": "rule", "strokeDash": [4, 4], "color": "var(--muted)"}, "encoding": place}
+    rule = {"mark": {"type": "rule", "strokeDash": [4, 4], "color": "var(--muted)", **_MUTE}, "encoding": place}
     label = {
-        "mark": {"type": "text", "align": "right", "dy": -7, "dx": -2, "color": "var(--muted)", "fontSize": 11},
+        "mark": {
+            **_MUTE,
+            "type": "text",
+            "align": "right",
+            "dy": -7,
+            "dx": -2,
+            "color": "var(--muted)",
+            "fontSize": 11,
+        },
         "encoding": {**place, "x": {"value": "width"}, "text": {"field": "name"}},
     }
     return {"data": {"values": [{"level": value, "name": name}]}, "layer": [rule, label]}
@@ -191,8 +202,7 @@ def _axis(axis: Axis, width: int) -> Spec:
         shown["labelExpr"] = "format(datum.value / 1048576, ',.3~r') + ' MiB'"
     else:
         shown["labelExpr"] = "abs(datum.value) >= 1e6 ? format(datum.value, '.1~s') : format(datum.value, ',.6~r')"
-    if width == NARROW:
-        shown["tickCount"] = 4
+    shown["tickCount"] = 6 if width == WIDE else 4
     return shown
 
 
@@ -238,7 +248,7 @@ def _(figure: Bars, width: int) -> Spec:
     layers: list[Spec] = [
         {"mark": {"type": "bar", "color": _SERIES[0], "cornerRadiusEnd": 2}, "encoding": {"x": value, **tip}},
         {
-            "mark": {"type": "text", "align": "left", "dx": 5, "color": "var(--ink)", "fontSize": 11},
+            "mark": {**_MUTE, "type": "text", "align": "left", "dx": 5, "color": "var(--ink)", "fontSize": 11},
             "encoding": {"x": value, "text": {"field": "text"}},
         },
     ]
@@ -279,7 +289,7 @@ def _(figure: Intervals, width: int) -> Spec:
         "layer": [
             {
                 "transform": [{"filter": "isValid(datum.low)"}],
-                "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.6},
+                "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.6, **_MUTE},
                 "encoding": {"y": y, "x": {**x, "field": "low"}, "x2": {"field": "high"}, "color": colour},
             },
             {
@@ -370,7 +380,7 @@ def _(figure: Matrix, width: int) -> Spec:
     if numbered:
         layers.append(
             {
-                "mark": {"type": "text", "color": "var(--ink)", "fontSize": 11},
+                "mark": {**_MUTE, "type": "text", "color": "var(--ink)", "fontSize": 11},
                 "encoding": {"text": {"field": "text"}},
             }
         )

@@ -41,7 +41,7 @@ def write_report(runs: Paths, output: str | os.PathLike[str], *, title: str | No
         >>> import torch
         >>> from lottery_tickets import Mask
         >>> from lottery_tickets.reports import write_report
-        >>> mask = Mask({"fc.weight": torch.tensor([[True, False], [False, True]])})
+        >>> mask = Mask.from_tensors({"fc.weight": torch.tensor([[True, False], [False, True]])})
         >>> mask.save("ticket.safetensors")
         >>> write_report("ticket.safetensors", "report.html").read_text(encoding="utf-8")[:15]
         '<!DOCTYPE html>'
@@ -75,7 +75,7 @@ def write_figures(
         >>> import torch
         >>> from lottery_tickets import Mask
         >>> from lottery_tickets.reports import write_figures
-        >>> mask = Mask({"fc.weight": torch.tensor([[True, False], [False, True]])})
+        >>> mask = Mask.from_tensors({"fc.weight": torch.tensor([[True, False], [False, True]])})
         >>> mask.save("ticket.safetensors")
         >>> [path.name for path in write_figures("ticket.safetensors", "figures", formats=["svg"])]
         ['1-layers.svg']
