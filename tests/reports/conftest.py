@@ -25,7 +25,7 @@ _FLAGS = (
 
 @pytest.fixture(scope="session")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `imp` over two seeds, with a verdict and a stability analysis; its first layer is called HOSTILE."""
+    """A run of `imp` over two seeds, judged and looked through; its first layer is called HOSTILE."""
     place = tmp_path_factory.mktemp("runs")
     (place / "hostile.py").write_text(MODULE, encoding="utf-8")
     threads = torch.get_num_threads()

@@ -46,7 +46,8 @@ def section_of_comparison(results: Results, source: str) -> Section:
         ]
         for row in results["rows"]
     ]
-    best = min(results["rows"], key=lambda row: row["quality"]["perplexity"], default=None)
+    finite = [row for row in results["rows"] if row["quality"]["perplexity"] is not None]
+    best = min(finite, key=lambda row: row["quality"]["perplexity"], default=None)
     headings = ["criterion", "spread", "sparsity", "perplexity", "retention", "scoring and drawing", "peak memory"]
     return Section(
         title=f"{results['model']} on {Path(results['text']).name}",

@@ -39,7 +39,7 @@ _ATTRIBUTES = frozenset(
 def safe_svg(svg: str, *, prefix: str, label: str, classes: str) -> str:
     """A drawing that can stand in a page beside others.
 
-    Elements and attributes that are not known to be harmless are left out, identifiers are made unique, and the
+    Elements and attributes that are not known to be harmless are left out, identifiers are numbered anew, and the
     drawing is one image to a screen reader, described by its label. A mark's own description moves to `data-tip`.
 
     Args:
@@ -49,7 +49,8 @@ def safe_svg(svg: str, *, prefix: str, label: str, classes: str) -> str:
         classes: Of the root.
     """
     root = ElementTree.fromstring(svg)
-    _clean(root, prefix)
+    named = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+    _clean(root, {name: f"{prefix}{number}" for number, name in enumerate(named)})
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
     root.attrib.update({"role": "img", "aria-label": label, "class": classes})
@@ -57,27 +58,27 @@ def safe_svg(svg: str, *, prefix: str, label: str, classes: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _clean(element: ElementTree.Element, prefix: str) -> None:
+def _clean(element: ElementTree.Element, identifiers: dict[str, str]) -> None:
     kept = {}
     for name, value in element.attrib.items():
         if name == "aria-label" and "mark-" not in element.get("class", "") and element.get("role"):
             kept["data-tip"] = value
         elif name in _ATTRIBUTES:
-            kept[name] = _own_identifiers(name, value, prefix)
+            kept[name] = _own(name, value, identifiers)
     if element.get("aria-roledescription") in ("axis", "legend", "group mark container", "title"):
         kept.pop("data-tip", None)
     element.attrib.clear()
     element.attrib.update(kept)
     for child in list(element):
         if child.tag.removeprefix(_SVG) in _TAGS:
-            _clean(child, prefix)
+            _clean(child, identifiers)
         else:
             element.remove(child)
 
 
-def _own_identifiers(name: str, value: str, prefix: str) -> str:
+def _own(name: str, value: str, identifiers: dict[str, str]) -> str:
     if name == "id":
-        return prefix + value
+        return identifiers[value]
     if name == "clip-path":
-        return value.replace("url(#", f"url(#{prefix}")
+        return f"url(#{identifiers.get(value.removeprefix('url(#').removesuffix(')'), 'none')})"
     return value
