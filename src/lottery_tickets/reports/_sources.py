@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,13 @@ def _in_folder(folder: Path) -> Found:
         raise ReportError(f"{folder}: no run; a report is made of {_KNOWN}.")
     sections, tickets = _in_json(folder / _RESULTS)
     # What was made of the run afterwards lies within it.
-    for below in sorted(folder.glob(f"verdict/*/{_RESULTS}")) + sorted(folder.glob(f"stability/*/{_RESULTS}")):
-        sections += _in_json(below)[0]
+    verdicts = [_in_json(path)[0][0] for path in sorted(folder.glob(f"verdict/*/{_RESULTS}"))]
+    if verdicts:
+        told = " ".join(f"{one.title.partition(' of ')[0]}: {one.conclusion}" for one in verdicts)
+        sections[0] = replace(sections[0], reason=told)
+    sections += verdicts
+    for path in sorted(folder.glob(f"stability/*/{_RESULTS}")):
+        sections += _in_json(path)[0]
     return sections, tickets
 
 
