@@ -114,6 +114,6 @@ def _check_sharded(settings: Settings, recipe: Recipe, run_dir: object) -> None:
         )
     if settings.structure is not None:
         raise TrainingError(
-            f"structure={settings.structure!r} traces whole models, and this one lies in parts on the ranks. Leave "
-            "structure out, or give the model before it is sharded."
+            f"structure={settings.structure!r} traces whole models, and this one lies in parts on the ranks. "
+            "Leave structure out, or give the model before it is sharded."
         )
