@@ -35,6 +35,8 @@ How training is done:
 - `run_dir`: after every check the whole state is on disk. A run that was killed goes on from there when it is
   called in the same way again, sees the same batches, and ends with the same ticket.
 
+Whole channels, as in the paper, are watched with `structure="channel"`; see docs/structured.md.
+
 For training loops of one's own there is the detector alone: `EarlyBirdDetector`, `detect_early_bird_convergence`.
 """
 
@@ -52,7 +54,7 @@ from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdR
 from lottery_tickets._early_bird._settings import checked_settings
 from lottery_tickets._early_bird._whole import find_birds
 from lottery_tickets.detection import Criterion, EarlyBirdDetector, detect_early_bird_convergence
-from lottery_tickets.masks import Patterns
+from lottery_tickets.masks import Kind, Patterns
 from lottery_tickets.training import (
     Checkpointing,
     Nonfinite,
@@ -106,6 +108,8 @@ def compute_early_bird_tickets(
     run_dir: str | os.PathLike[str] | None = ...,
     resume: bool = ...,
     seed: int = ...,
+    structure: Kind | None = ...,
+    bn_l1: float = ...,
     progress: bool = ...,
     save_masks: bool = ...,
     check_memory: bool = ...,
@@ -145,6 +149,8 @@ def compute_early_bird_tickets(
     run_dir: str | os.PathLike[str] | None = ...,
     resume: bool = ...,
     seed: int = ...,
+    structure: Kind | None = ...,
+    bn_l1: float = ...,
     progress: bool = ...,
     save_masks: bool = ...,
     check_memory: bool = ...,
@@ -183,6 +189,8 @@ def compute_early_bird_tickets(
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = True,
     seed: int = 0,
+    structure: Kind | None = None,
+    bn_l1: float = 0.0,
     progress: bool = True,
     save_masks: bool = False,
     check_memory: bool = True,
@@ -247,6 +255,10 @@ def compute_early_bird_tickets(
             check.
         resume: If False, a folder that holds a run already is an error.
         seed: Non-negative integer.
+        structure: "channel", "head" or "neuron" watches whole units instead of weights: masks, distances and the
+            sparsity are of units, ranked by the scales of their batch normalisation where each has one, else by
+            magnitude. `final_mask` removes the weights of the units that go, one of each layer always staying.
+        bn_l1: Strength of an L1 penalty on the scales of batch normalisation while searching; the paper's is 1e-4.
         progress: Show a bar on anything that takes over two seconds.
         save_masks: Keep the mask of every check in `run_dir`/masks, as a ticket file.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
@@ -268,6 +280,7 @@ def compute_early_bird_tickets(
         ParameterSelectionError: A pattern that matches nothing, or nothing to prune.
         WeightsError: Weights that are NaN before training, or on the meta device.
         BatchError: A batch of an unknown form.
+        StructureError: A kind of unit that is not known, or that the model has none of.
         RunFolderError: A folder in use, of another configuration, damaged or not writable.
         MemoryPlanError: More memory is needed than is free.
         DistributedError: A rank failed or has gone, or ranks have other weights, arguments or masks than others.
@@ -305,6 +318,7 @@ def compute_early_bird_tickets(
             include=include,
             exclude=exclude,
             seed=seed,
+            structure=structure,
         )
         recipe = Recipe(
             trainer_fn=trainer_fn,
@@ -320,6 +334,7 @@ def compute_early_bird_tickets(
             precision=precision,
             nonfinite=nonfinite,
             max_skipped=max_skipped,
+            bn_l1=bn_l1,
         )
         results = find_birds(
             model,

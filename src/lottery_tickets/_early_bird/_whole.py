@@ -13,6 +13,7 @@ from torch import nn
 from lottery_tickets._early_bird._results import EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._search import Search, TrainEpochs
 from lottery_tickets._early_bird._settings import Settings
+from lottery_tickets._early_bird._subject import Channels, Subject, Weights
 from lottery_tickets._early_bird._watch import Watch
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
@@ -56,7 +57,13 @@ def find_birds(
     if sharded:
         _check_sharded(settings, recipe, run_dir)
     order = DataOrder(dataloader, settings.seed, ranks)
-    watch = Watch(model, settings, Path(run_dir) / "masks" if save_masks and run_dir is not None else None, ranks)
+    subject: Subject = Weights(model, settings)
+    if settings.structure is not None:
+        with private_random_state():
+            subject = Channels(model, settings.structure, next(order.epoch(0)))
+    watch = Watch(
+        subject, settings, Path(run_dir) / "masks" if save_masks and run_dir is not None else None, ranks
+    )
     if recipe.trainer_fn is None and not any(parameter.requires_grad for parameter in model.parameters()):
         watch.look(epoch=0, step=0, train_loss=None, seconds=0.0, peak_bytes=peak_bytes(model))
         return watch.results(
@@ -104,4 +111,14 @@ def _check_sharded(settings: Settings, recipe: Recipe, run_dir: object) -> None:
         raise TrainingError(
             "criterion='rank_correlation' ranks whole tensors, and this model lies in parts on the ranks. Use "
             "'window' or 'queue'."
+        )
+    if recipe.bn_l1:
+        raise TrainingError(
+            f"bn_l1={recipe.bn_l1} is a penalty on whole tensors, and this model lies in parts on the ranks. Leave "
+            "it out, or give the model before it is sharded."
+        )
+    if settings.structure is not None:
+        raise TrainingError(
+            f"structure={settings.structure!r} traces whole models, and this one lies in parts on the ranks. "
+            "Leave structure out, or give the model before it is sharded."
         )

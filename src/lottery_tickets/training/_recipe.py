@@ -18,6 +18,7 @@ from lottery_tickets.errors import TrainingError
 from lottery_tickets.training._activations import Checkpointing
 from lottery_tickets.training._memory import log_training_bytes, training_bytes
 from lottery_tickets.training._optimizers import make_optimizer
+from lottery_tickets.training._penalties import scale_penalty
 from lottery_tickets.training._trainer import Nonfinite, SchedulerFactory, Trainer
 from lottery_tickets.training._weights import Precision
 
@@ -49,6 +50,7 @@ class Recipe:
         precision: How weights of two bytes take up small steps.
         nonfinite: What to do at a loss or gradient that is not finite.
         max_skipped: Share of the batches that may be skipped.
+        bn_l1: Strength of an L1 penalty on the scales of batch normalisation, which no reported loss holds.
 
     Raises:
         TrainingError: What cannot be.
@@ -67,6 +69,7 @@ class Recipe:
     precision: Precision = "stochastic"
     nonfinite: Nonfinite = "stop"
     max_skipped: float = 0.01
+    bn_l1: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -82,6 +85,7 @@ class Recipe:
         if self.nonfinite not in get_args(Nonfinite):
             raise TrainingError(f"nonfinite is 'stop' or 'skip', got {self.nonfinite!r}.")
         check_number("max_skipped", self.max_skipped, least=0, most=1)
+        check_number("bn_l1", self.bn_l1, least=0)
 
     def trainer(
         self,
@@ -122,6 +126,7 @@ class Recipe:
             max_skipped=self.max_skipped,
             announce=partial(self._tell_memory, model, checkpointing),
             ranks=ranks,
+            penalty=scale_penalty(model, self.bn_l1),
         )
 
     def _tell_memory(self, model: nn.Module, checkpointing: bool, batch: Any) -> None:
@@ -170,6 +175,7 @@ class Recipe:
             "momentum": 0.0,
             "weight_decay": 0.0,
             "gradient_checkpointing": "auto",
+            "bn_l1": 0.0,
         }
         given = [name for name, unset in ours.items() if getattr(self, name) != unset]
         if given:

@@ -92,6 +92,7 @@ class Trainer:
         announce: Called with the first batch before it is trained on.
         ranks: Processes with the same weights, each of which is given a batch of its own at every step; the update
             is that of all of them as one batch. None for this process alone.
+        penalty: Added to the loss of each update, once, and to no loss that is told.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Trainer:
         max_skipped: float = 0.01,
         announce: Callable[[Any], None] | None = None,
         ranks: Ranks | None = None,
+        penalty: Callable[[], torch.Tensor] | None = None,
     ) -> None:
         self.progress = Progress()
         self.optimizer = optimizer
@@ -114,7 +116,7 @@ class Trainer:
         self._limit = max_batch_size
         self._nonfinite, self._max_skipped = nonfinite, max_skipped
         self._updating = False
-        self._announce = announce
+        self._announce, self._penalty = announce, penalty
         self._ranks = ranks or Ranks()
         self._sharded = lies_in_parts(model)
         self._latest: Any = None  # piece of a batch, where the model is in parts
@@ -307,7 +309,10 @@ class Trainer:
     def _update(self, graph: torch.Tensor | None, units: float) -> None:
         self._updating = True
         # A last piece that has nothing to add still makes the update by the others.
-        self.optimizer.backward(self._nothing() if graph is None else graph / units)
+        loss = self._nothing() if graph is None else graph / units
+        if self._penalty is not None:
+            loss = loss + self._penalty() / self._ranks.size  # gradients of all ranks are added up
+        self.optimizer.backward(loss)
         if self.optimizer.nonfinite:
             moved = self.optimizer.moved
             others = f"; {moved} other tensors were updated before that was known" if moved else ""
