@@ -19,8 +19,8 @@ that had run the same on a tiny model. Both sides count the weights and leave ou
 
 ### Other architectures
 
-Activations by a run on the meta device, at published shapes, the same batches (ViT: {memory["batch"]} images). An
-estimate, without a bar.
+Activations by a run on the meta device, at published shapes, the same batches (ViT: {memory["batch"]} images), one
+process each. An estimate, without a bar.
 
 {plans_table(memory["others"])}
 
