@@ -17,13 +17,6 @@ that had run the same on a tiny model. Both sides count the weights and leave ou
 
 {plans_table(memory["rows"])}
 
-### Other architectures
-
-Activations by a run on the meta device, at published shapes, the same batches (ViT: {memory["batch"]} images), one
-process each. An estimate, without a bar.
-
-{plans_table(memory["others"])}
-
 {machine_line(memory)}
 """
 
