@@ -194,6 +194,31 @@ def test_inspect(tickets: list[Path]) -> None:
     assert f"weights_digest: {mask.metadata['weights_digest']}" in shown
 
 
+def test_inspect_counts_weights_that_a_checkpoint_should_not_have(
+    model: Path, tickets: list[Path], tmp_path: Path
+) -> None:
+    mask = Mask.load(tickets[1])
+    succeed("apply", model, tickets[1], "-o", tmp_path / "pruned")
+    report = succeed("inspect", tickets[1], "--model", tmp_path / "pruned")
+    expected = {"name": str(tmp_path / "pruned"), "valid": True, "not_zero": 0, "problems": []}
+    assert report["model"] == expected
+    shown = run("inspect", tickets[1], "--model", tmp_path / "pruned").stdout
+    assert f"pruned: 0 of {mask.numel - mask.kept:,} pruned weights are not zero." in shown
+    dense = run("inspect", tickets[1], "--model", model, "--json")
+    assert dense.exit_code == 1
+    report = json.loads(dense.stdout)
+    loaded = load(model).state_dict()
+    for name in mask:
+        assert report["layers"][name]["not_zero"] == int((loaded[name][~mask[name]] != 0).sum())
+    total = sum(layer["not_zero"] for layer in report["layers"].values())
+    assert report["model"]["not_zero"] == total > 0
+    assert not report["model"]["valid"]
+    result = run("inspect", tickets[1], "--model", model)
+    assert result.exit_code == 1
+    assert f"{total:,} of {mask.numel - mask.kept:,} pruned weights are not zero; not pruned" in result.stdout
+    assert "neither a folder here nor" in fail("inspect", tickets[1], "--model", "absent")
+
+
 # --- apply ---
 
 

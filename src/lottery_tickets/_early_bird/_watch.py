@@ -12,6 +12,7 @@ from torch import nn
 from lottery_tickets._early_bird._masks import mask_from, mask_state
 from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import Settings
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.detection import (
     Criterion,
     DetectorState,
@@ -21,7 +22,8 @@ from lottery_tickets.detection import (
     Verdict,
 )
 from lottery_tickets.magnitude_pruning import create_magnitude_mask
-from lottery_tickets.masks import Mask, prunable_parameters
+from lottery_tickets.masks import Mask, ShardedMask, prunable_parameters, reshard
+from lottery_tickets.training import check_masks_alike
 
 # How verdicts on masks that cannot but agree begin.
 STILL = "weights are not moving"
@@ -106,10 +108,14 @@ class Watch:
         model: Its prunable parameters are watched.
         settings: Sparsities and criterion.
         masks_folder: Every mask is saved there; None for none.
+        ranks: Processes that have the same model, and should draw the same masks.
     """
 
-    def __init__(self, model: nn.Module, settings: Settings, masks_folder: Path | None) -> None:
+    def __init__(
+        self, model: nn.Module, settings: Settings, masks_folder: Path | None, ranks: Ranks | None = None
+    ) -> None:
         self._model, self._settings, self._folder = model, settings, masks_folder
+        self._everyone = ranks or Ranks()
         tensors = self._tensors()
         self._birds = [_Bird(sparsity, settings) for sparsity in settings.sparsities]
         self._probe = MovementProbe(tensors, seed=settings.seed)
@@ -137,12 +143,16 @@ class Watch:
 
         Raises:
             WeightsError: Weights that are not numbers; nothing has been judged then.
+            DistributedError: Ranks draw different masks.
         """
         began = time.perf_counter()
         birds = [bird for bird in self._birds if not bird.settled]
         sparsities = [bird.sparsity for bird in birds]
         tensors = self._tensors()
-        masks = create_magnitude_mask(tensors, sparsities, progress=False, check_memory=False)
+        drawn: Any = create_magnitude_mask(tensors, sparsities, progress=False, check_memory=False)
+        # Detectors take masks whole, an eighth of a byte a weight.
+        masks = [mask.gathered() if isinstance(mask, ShardedMask) else mask for mask in drawn]
+        check_masks_alike(self._everyone, masks)
         movement = self._probe.update(tensors, sparsities)
         correlation = None if self._ranks is None else self._ranks.update(tensors)
         moved = None if movement is None else movement.moved_fraction
@@ -204,12 +214,14 @@ class Watch:
             bird.load(saved, [line for line in lines if line["target_sparsity"] == bird.sparsity])
 
     def _tensors(self) -> dict[str, nn.Parameter]:
-        # Asked for anew at every look: a user's training may put other parameters in the places of these.
+        # Asked for anew at every look: a user's training may put other parameters in the places of these, and
+        # modules in parts are whole after a forward pass.
+        reshard(self._model)
         return prunable_parameters(self._model, self._settings.include, self._settings.exclude)
 
     def _keep(self, bird: _Bird, epoch: int, step: int | None) -> None:
         """The mask as a ticket file, if every one is to be kept."""
-        if self._folder is None:
+        if self._folder is None or not self._everyone.first:
             return
         self._folder.mkdir(exist_ok=True)
         metadata = {"criterion": "magnitude", "target_sparsity": str(bird.sparsity), "epoch": str(epoch)}

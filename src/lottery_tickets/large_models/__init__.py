@@ -5,7 +5,7 @@ from lottery_tickets.large_models._copies import PrunedCheckpoint, prune_checkpo
 from lottery_tickets.large_models._hidden_states import HiddenStates
 from lottery_tickets.large_models._loading import load_model, load_tokenizer, resolve_model
 from lottery_tickets.large_models._mapped_models import MappedModel, map_model
-from lottery_tickets.large_models._weights import MappedWeights, map_weights
+from lottery_tickets.large_models._weights import MappedWeights, map_parameters, map_weights
 from lottery_tickets.planning import MemoryPlan, plan_memory
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "map_model",
+    "map_parameters",
     "map_weights",
     "plan_memory",
     "prune_checkpoint",

@@ -1,7 +1,15 @@
 """What a ticket is: the mask, its file, the parameters it speaks of, and a model that computes with it."""
 
 from lottery_tickets.masks._applied import applied, apply_mask, masked_copy, remove_mask
-from lottery_tickets.masks._bits import PackedBits, count_common, count_different, pack, packed_size, unpack_range
+from lottery_tickets.masks._bits import (
+    PackedBits,
+    count_common,
+    count_different,
+    pack,
+    packed_size,
+    unpack,
+    unpack_range,
+)
 from lottery_tickets.masks._held import held, zero_held
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import (
@@ -16,12 +24,17 @@ from lottery_tickets.masks._parameters import (
     places_of,
     prunable_parameters,
 )
+from lottery_tickets.masks._sharded import ShardedMask
+from lottery_tickets.masks._shards import Division, Shard, is_sharded, local_of, reshard, runs_of
 
 __all__ = [
+    "Division",
     "Mask",
     "PackedBits",
     "Patterns",
     "Place",
+    "Shard",
+    "ShardedMask",
     "applied",
     "apply_mask",
     "as_mask",
@@ -29,8 +42,10 @@ __all__ = [
     "count_common",
     "count_different",
     "held",
+    "is_sharded",
     "is_transposed_linear",
     "lasting",
+    "local_of",
     "masked_copy",
     "matching_names",
     "pack",
@@ -40,6 +55,9 @@ __all__ = [
     "places_of",
     "prunable_parameters",
     "remove_mask",
+    "reshard",
+    "runs_of",
+    "unpack",
     "unpack_range",
     "zero_held",
 ]
