@@ -145,6 +145,7 @@ def test_a_settled_bird_is_saved_with_a_checkpoint_and_stops_a_second_call(tmp_p
     assert [one["step"] for one in again.results["checkpoints"]] == list(range(step + 1))
 
 
+@pytest.mark.slow
 def test_states_are_kept_for_the_checkpoints_there_are(tmp_path):
     options = {"max_steps": 12, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 2}
     bird = EarlyBirdCallback(0.9, check_every_steps=2, stop=False)
@@ -161,6 +162,7 @@ def test_states_are_kept_for_the_checkpoints_there_are(tmp_path):
     assert again.ticket == bird.ticket
 
 
+@pytest.mark.slow
 def test_an_epoch_end_whose_check_a_kill_has_cut_off_is_looked_at_when_training_goes_on(tmp_path):
     """The checkpoint of an epoch's last step is written before the epoch ends."""
     options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
@@ -192,6 +194,7 @@ def test_a_folder_that_has_gone_begins_anew_and_says_so(tmp_path, caplog):
     assert [one["step"] for one in bird.results["checkpoints"]] == [3, 6]
 
 
+@pytest.mark.slow
 def test_two_birds_need_two_folders(tmp_path):
     pair = [EarlyBirdCallback(sparsity, check_every_steps=1) for sparsity in (0.5, 0.9)]
     with pytest.raises(RunFolderError, match="give each callback a folder of its own"):
@@ -275,6 +278,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
             tuned(model, tmp_path / "c", callback, **options)
 
 
+@pytest.mark.slow
 def test_training_that_failed_lets_go_when_it_is_called_again(tmp_path):
     class Broken(TrainerCallback):
         broken = True
