@@ -11,6 +11,8 @@ Memory is what a process takes above what it had with its shard, the imports and
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import multiprocessing
 import tempfile
 import time
@@ -75,6 +77,8 @@ def rank_main(rank: int, mesh: tuple[int, ...], meeting: str, dtype: str, tensor
     figures: dict[str, Any] = {"shard_bytes": sum(part.to_local().nbytes for part in model.values())}
     for scope in ("global", "layer"):
         dist.barrier()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # memory that is free but still held would be reused and not be seen
         over, before = loopback(), told()
         dist.barrier()
         Path("/proc/self/clear_refs").write_text("5")

@@ -15,8 +15,8 @@ of {results["shape"][0]} x {results["shape"][1]}, each rank with its shard: rows
 a mesh of 2 x 2 that cuts the rows as well. All masks of a data type and scope have the same digest. Told is what a
 rank hands to collectives; loopback is what the machine sent to itself in the meantime, packets' headers and
 acknowledgements included, by rank. Memory is what the rank with the most takes above what it had with its shard.
-All ranks share the processor's cores, so seconds say what working together costs, not what it gains. A threshold for
-each tensor is searched for tensor by tensor, in many small messages, of which the packets are the larger part.
+All ranks share the processor's cores, so seconds say what working together costs, not what it gains. A threshold
+for each tensor is searched for tensor by tensor, in many small messages, of which the packets are the larger part.
 
 {ranks_table(results)}
 

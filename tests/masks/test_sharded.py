@@ -17,6 +17,7 @@ from lottery_tickets import Mask, _ranks, applied, apply_mask, create_magnitude_
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import DistributedError, MaskAppliedError, MaskError, MaskMismatchError, WeightsError
 from lottery_tickets.masks import ShardedMask, local_of
+from ranks import GoneError
 
 LAYOUTS = ("fsdp", "tensor parallel", "both", "replicated")
 
@@ -284,25 +285,27 @@ def test_infinity_ranks_highest(ranks):
     assert ranks(4).run(draw_from_nan, float("inf"), {}) == [None] * 4
 
 
-def be_killed(rank: int, folder: str) -> None:
+def be_killed(rank: int, folder: str, moment: tuple[str, int]) -> None:
     _ranks._ROLL_CALL_SECONDS = 1.0
-    model = shard(mlp(), "fsdp")
-    calls, counted = iter(range(100)), Ranks.sum
+    model, (call, number) = shard(mlp(), "fsdp"), moment
+    calls, called = iter(range(100)), getattr(Ranks, call)
 
-    def dying(self: Ranks, numbers: Any) -> Any:
-        if rank == 2 and next(calls) == 3:
+    def dying(self: Ranks, value: Any) -> Any:
+        if rank == 2 and next(calls) == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        return counted(self, numbers)
+        return called(self, value)
 
-    Ranks.sum = dying
+    setattr(Ranks, call, dying)
     create_magnitude_mask(model, 0.5, progress=False).save(Path(folder) / "ticket.safetensors")
 
 
-def test_a_rank_killed_while_counting_is_named_by_the_others(ranks, tmp_path):
+@pytest.mark.parametrize("moment", [("sum", 3), ("collect", 1)], ids=["counting", "saving"])
+def test_a_rank_that_is_killed_is_named_by_the_others(ranks, tmp_path, moment):
     before = create_magnitude_mask(mlp(), 0.25)
     before.save(tmp_path / "ticket.safetensors")
     with ranks.own(3) as world:
-        found = world.attempt(be_killed, str(tmp_path))
+        found = world.attempt(be_killed, str(tmp_path), moment)
+    assert isinstance(found[2], GoneError)
     for survivor in (0, 1):
         assert isinstance(found[survivor], DistributedError)
         assert "no answer from rank 2," in str(found[survivor])
