@@ -226,6 +226,7 @@ def misuse(rank: int) -> list[str]:
         lambda: create_magnitude_mask(model, 0.5, allocation="owl"),
         lambda: create_magnitude_mask(model, 0.5 + 0.1 * rank),
         lambda: create_magnitude_mask(model, 0.5, include="0.bias" if rank else None),
+        lambda: create_magnitude_mask(model, 0.5, include="nowhere" if rank else None),
     ):
         try:
             call()
@@ -247,6 +248,7 @@ def test_what_makes_no_sense_is_refused_by_all(ranks):
         "SparsityError: allocation='owl' adds up the weights of whole tensors",
         "DistributedError: The ranks are asked for different things: rank 0 for sparsity=0.5, scope global",
         "DistributedError: The ranks speak of different tensors: the first that differs is ",
+        "ParameterSelectionError: include='nowhere' matches no parameter",
     )
     for told, start in zip(found[0], expected, strict=True):
         assert told.startswith(start)
