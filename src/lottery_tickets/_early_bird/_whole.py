@@ -114,8 +114,8 @@ def _check_sharded(settings: Settings, recipe: Recipe, run_dir: object) -> None:
         )
     if recipe.bn_l1:
         raise TrainingError(
-            f"bn_l1={recipe.bn_l1} is a penalty on whole tensors, and this model lies in parts on the ranks. Leave "
-            "it out, or give the model before it is sharded."
+            f"bn_l1={recipe.bn_l1} is a penalty on whole tensors, and this model lies in parts on the ranks. "
+            "Leave it out, or give the model before it is sharded."
         )
     if settings.structure is not None:
         raise TrainingError(
