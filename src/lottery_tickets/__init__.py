@@ -5,6 +5,7 @@ are what it is made of, and a module imports only from the floors below its own:
 
     cli, utils                        the command line; helper names for those who look for them there
     integrations                      callbacks for the trainers of transformers and Lightning
+    reports                           runs, tickets, scores -> one HTML file; figures for papers
     verdict                           models, data, tickets -> is it a winning ticket? controls and statistics
     early_bird                        model, data -> the ticket, at the moment at which it has settled
     iterative_pruning                 model, data -> the ticket, after rounds of training, pruning and rewinding
@@ -12,6 +13,7 @@ are what it is made of, and a module imports only from the floors below its own:
     magnitude_pruning                 model -> magnitude mask
     importance_scoring                model, data -> scores by any criterion
     importance_pruning                scores -> mask
+    structured                        channels, heads, neurons -> mask; the smaller network without them
     evaluation                        model, mask, data -> quality
     robustness                        model, data -> loss over sparsities
     vision                            small networks and images to try things on
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from lottery_tickets.robustness import compute_pruning_robustness
     from lottery_tickets.sparsity import compute_histogram_quantile
     from lottery_tickets.stability import compute_instability, compute_linear_mode_connectivity
+    from lottery_tickets.structured import create_structured_mask, embed_subnetwork, extract_subnetwork
     from lottery_tickets.verdict import compute_ticket_verdict
 
 __all__ = [
@@ -71,7 +74,10 @@ __all__ = [
     "compute_ticket_verdict",
     "create_importance_mask",
     "create_magnitude_mask",
+    "create_structured_mask",
+    "embed_subnetwork",
     "ensure_deterministic_pruning",
+    "extract_subnetwork",
     "get_model_size",
     "held",
     "prunable_parameters",
@@ -83,7 +89,7 @@ __all__ = [
 _HOMES = (
     *("errors", "masks", "sparsity", "magnitude_pruning", "importance_pruning"),
     *("evaluation", "robustness", "overlap", "inspection", "determinism", "early_bird", "iterative_pruning"),
-    *("stability", "verdict"),
+    *("stability", "verdict", "structured"),
 )
 
 if not TYPE_CHECKING:

@@ -212,6 +212,7 @@ class Ranks:
             if _is_of_backend(error):
                 raise _told(DistributedError(self._why(what))) from error
             self._leave_word(error)
+            _told(error)  # as far as it can be: blocks around this one do not wait for the others
             raise
 
     def _agree(self, step: _Step, size: int, *, alike: bool = True) -> int:

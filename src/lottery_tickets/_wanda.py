@@ -10,15 +10,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lottery_tickets._batches import batches_of, size_of
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients import InputNorms, Samples, Store, Tensors, borrowed, scorable
 from lottery_tickets.large_models import HiddenStates, MappedModel, map_model, resolve_model
 from lottery_tickets.masks import Patterns
 from lottery_tickets.planning import refuse_if_too_large
+from lottery_tickets.training import joined
 
 
 def compute_wanda_importance(
@@ -34,6 +37,7 @@ def compute_wanda_importance(
     seed: int = 0,
     progress: bool = True,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, torch.Tensor]:
     """Weight times activation: `|w_ij| * ||x_j||`, x_j the layer's input feature j over all tokens of all samples.
 
@@ -60,6 +64,8 @@ def compute_wanda_importance(
         seed: Of the order of a dataloader that shuffles.
         progress: Show a bar on anything that takes over two seconds.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: Ranks that go through batches of their own; see `compute_gradient_importance`. Not for a
+            folder.
 
     Returns:
         Scores by name.
@@ -70,6 +76,7 @@ def compute_wanda_importance(
         ParameterSelectionError: Nothing to score.
         CheckpointError: A folder that `map_model` refuses.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A rank failed or has gone.
 
     Example:
         >>> import torch
@@ -83,6 +90,7 @@ def compute_wanda_importance(
         Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024, equation 1.
     """
     options = _Options(num_samples, include, exclude, store, hidden_states, seed, progress, check_memory)
+    model, ranks = joined(model, process_group, "Wanda")
     if isinstance(model, (str, os.PathLike)):
         with map_model(resolve_model(model), dtype) as found:
             return _by_block(found, dataloader, options)
@@ -91,7 +99,8 @@ def compute_wanda_importance(
             "dtype and hidden_states are for a checkpoint's folder, scored block by block; this is a "
             f"{type(model).__name__} in memory, which computes in its own type."
         )
-    return _in_memory(model, dataloader, options)
+    with ranks.together():
+        return _in_memory(model, dataloader, options, ranks)
 
 
 class _Options(NamedTuple):
@@ -108,7 +117,9 @@ class _Options(NamedTuple):
 class _Scoring:
     """What both ways have: the norms, and where scores lie."""
 
-    def __init__(self, model: nn.Module, dataloader: Any, options: _Options, **planned: Any) -> None:
+    def __init__(
+        self, model: nn.Module, dataloader: Any, options: _Options, *, may_be_none: bool = False, **planned: Any
+    ) -> None:
         refuse_if_too_large(
             *("wanda", model, dataloader),
             check=options.check_memory,
@@ -121,7 +132,9 @@ class _Scoring:
         self.norms = InputNorms(model, self.parameters)
         self.scores = Tensors(self.parameters, options.store)
         # One pass: a dataloader that can be gone through once will do.
-        self.samples = Samples(dataloader, options.num_samples, seed=options.seed, passes=1)
+        self.samples = Samples(
+            dataloader, options.num_samples, seed=options.seed, passes=1, may_be_none=may_be_none
+        )
 
     def finish(self, name: str, weight: torch.Tensor) -> None:
         """The scores of one parameter."""
@@ -129,11 +142,13 @@ class _Scoring:
             self.norms.score(name, weight, into=scores)
 
 
-def _in_memory(model: nn.Module, dataloader: Any, options: _Options) -> dict[str, torch.Tensor]:
-    scoring = _Scoring(model, dataloader, options)
+def _in_memory(model: nn.Module, dataloader: Any, options: _Options, ranks: Ranks) -> dict[str, torch.Tensor]:
+    scoring = _Scoring(model, dataloader, options, may_be_none=ranks.size > 1)
+    bars = options.progress and ranks.first
     with borrowed(model, checkpoint_activations=False), torch.no_grad(), scoring.norms.watching():
-        for batch in tqdm(scoring.samples, desc="scoring", unit=" batches", delay=2, disable=not options.progress):
+        for batch in tqdm(scoring.samples, desc="scoring", unit=" batches", delay=2, disable=not bars):
             scoring.norms.add(batch)
+    scoring.norms.add_up(ranks, next(iter(scoring.parameters.values())).device)
     scoring.norms.refuse_missing()
     for name, parameter in scoring.parameters.items():
         scoring.finish(name, parameter)

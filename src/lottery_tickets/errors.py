@@ -47,6 +47,10 @@ class MaskAppliedError(LotteryTicketError, RuntimeError):
     """A mask is applied where one already is, or cannot be held by the module."""
 
 
+class StructureError(LotteryTicketError, ValueError):
+    """Channels, heads or neurons that cannot be told, removed or left out as asked."""
+
+
 class BatchError(LotteryTicketError, TypeError):
     """A batch or model output of a form the library does not know."""
 
@@ -101,6 +105,10 @@ class MemoryPlanError(LotteryTicketError, RuntimeError):
 
 class DistributedError(LotteryTicketError, RuntimeError):
     """Work of several processes that ended on all: one failed or has gone, or they do not do the same."""
+
+
+class ReportError(LotteryTicketError, ValueError):
+    """A report that cannot be made: nothing to report at a path, a file that is damaged, an unknown format."""
 
 
 class MissingExtraError(LotteryTicketError, ImportError):

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
 from lottery_tickets._batches import (
@@ -24,12 +25,15 @@ from lottery_tickets._batches import (
     check_precision,
     evaluating,
     measure,
+    total,
 )
 from lottery_tickets._quality import Baseline, TicketQuality, checked_baseline, ticket_quality
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import EvaluationError
 from lottery_tickets.large_models import HiddenStates, MappedModel, map_model, resolve_model
-from lottery_tickets.masks import Mask, applied, as_mask, parameters_of
+from lottery_tickets.masks import Mask, ShardedMask, applied, as_mask, parameters_of
 from lottery_tickets.planning import refuse_if_too_large
+from lottery_tickets.training import check_masks_alike, joined, lies_in_parts
 
 __all__ = [
     "Baseline",
@@ -58,6 +62,7 @@ def compute_lottery_ticket_quality(
     hidden_states: HiddenStates = "memory",
     progress: bool = True,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> TicketQuality:
     """Loss, perplexity or accuracy of a ticket beside the dense model's on the same batches.
 
@@ -73,7 +78,7 @@ def compute_lottery_ticket_quality(
     Args:
         model: Any module, of any dtype, on any device, in either mode; evaluated in evaluation mode. Or a
             checkpoint folder or hub id, which is evaluated block by block.
-        mask: A `Mask` or a plain dict of tensors.
+        mask: A `Mask`, a plain dict of tensors, or for a model in parts a `ShardedMask`.
         dataloader: Iterable of batches, or one batch. A batch is a mapping (dict, `BatchEncoding`) with `labels`,
             which a causal language model may lack, or a pair `(inputs, targets)`. Labels of -100 and positions
             where `attention_mask` is 0 do not count. Integer targets mean cross entropy, floating-point ones
@@ -82,7 +87,7 @@ def compute_lottery_ticket_quality(
             "loss" or "accuracy", such as `quality["baseline"]`, or a number, which is the dense accuracy where
             labels are classes and the dense loss otherwise. It is taken as exact: the interval of the retention is
             then the ticket's alone.
-        max_batches: Stop after so many batches.
+        max_batches: Stop after so many batches; of each rank, where there are several.
         precision_mode: "high", losses from float32 logits (made in chunks); "fast", in the model's dtype. Sums are
             float64 either way. A loss that the model itself computes is taken as it comes.
         loss_fn: `loss_fn(logits, targets)` in place of the loss above; `logits` is the model's output, or what
@@ -95,6 +100,10 @@ def compute_lottery_ticket_quality(
             "disk", a temporary file in $TMPDIR.
         progress: Show a bar on anything that takes over two seconds.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: Ranks with the same weights and masks, each of which measures batches of its own, any number
+            of them (or none); every rank learns what one would that saw them all. None for this process alone, or
+            the group of a model in DistributedDataParallel. A model in parts (`fully_shard`) is that of all ranks
+            of the job, of which each then needs a batch at least. Not for a folder.
 
     Returns:
         A `TicketQuality`.
@@ -105,6 +114,7 @@ def compute_lottery_ticket_quality(
         MaskMismatchError: A mask that does not fit the model.
         MemoryPlanError: More memory is needed than is free.
         CheckpointError: A folder that `map_model` refuses.
+        DistributedError: A rank failed or has gone, or has other masks than others.
 
     Example:
         >>> import torch
@@ -124,7 +134,9 @@ def compute_lottery_ticket_quality(
     options = _Options(
         max_batches, precision_mode, loss_fn, confidence, nonfinite, progress, check_memory, dtype, hidden_states
     )
-    return _qualities(model, {"mask": mask}, dataloader, baseline_performance, options)["mask"]
+    model, ranks = joined(model, process_group, "Quality", sharded=True)
+    with ranks.together():
+        return _qualities(model, {"mask": mask}, dataloader, baseline_performance, options, ranks)["mask"]
 
 
 def compute_lottery_ticket_qualities(
@@ -142,6 +154,7 @@ def compute_lottery_ticket_qualities(
     hidden_states: HiddenStates = "memory",
     progress: bool = True,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, TicketQuality]:
     """Quality of several tickets of one model; the dense model is measured once, on the same batches.
 
@@ -162,6 +175,7 @@ def compute_lottery_ticket_qualities(
         hidden_states: See there.
         progress: Show a bar on anything that takes over two seconds.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: See there.
 
     Returns:
         A `TicketQuality` for each name of `masks`.
@@ -172,6 +186,7 @@ def compute_lottery_ticket_qualities(
         MaskMismatchError: A mask that does not fit the model.
         MemoryPlanError: More memory is needed than is free.
         CheckpointError: A folder that `map_model` refuses.
+        DistributedError: A rank failed or has gone, or has other masks than others.
 
     Example:
         >>> import torch
@@ -188,7 +203,9 @@ def compute_lottery_ticket_qualities(
     options = _Options(
         max_batches, precision_mode, loss_fn, confidence, nonfinite, progress, check_memory, dtype, hidden_states
     )
-    return _qualities(model, masks, dataloader, baseline_performance, options)
+    model, ranks = joined(model, process_group, "Quality", sharded=True)
+    with ranks.together():
+        return _qualities(model, masks, dataloader, baseline_performance, options, ranks)
 
 
 @dataclass(frozen=True)
@@ -221,7 +238,7 @@ class _Run:
     """One side of the comparison, batch by batch: a ticket, or the dense model, which has no mask."""
 
     whose: str
-    mask: Mask | None
+    mask: Mask | ShardedMask | None
     losses: list[BatchLoss] = field(default_factory=list)
 
 
@@ -237,14 +254,15 @@ def _qualities(
     dataloader: Any,
     baseline_performance: float | Mapping[str, Any] | None,
     options: _Options,
+    ranks: Ranks,
 ) -> dict[str, TicketQuality]:
     given = checked_baseline(baseline_performance)
-    tickets = {name: _Run(f"ticket {name!r}", as_mask(mask)) for name, mask in masks.items()}
+    tickets = {name: _Run(f"ticket {name!r}", _taken(mask)) for name, mask in masks.items()}
     if isinstance(model, (str, os.PathLike)):
         with map_model(resolve_model(model), options.dtype) as found:
             waiting = _count(batches_of(dataloader), options.max_batches) or 1
             return _judged(
-                *(found.module, tickets, dataloader, given, options, partial(_measure_by_block, found)),
+                *(found.module, tickets, dataloader, given, options, ranks, partial(_measure_by_block, found)),
                 from_disk=True,
                 batches=waiting if options.hidden_states == "memory" else 0,
             )
@@ -253,7 +271,7 @@ def _qualities(
             "dtype and hidden_states are for a checkpoint's folder, evaluated block by block; this is a "
             f"{type(model).__name__} in memory, which computes in its own type: model.to(dtype) changes it."
         )
-    return _judged(model, tickets, dataloader, given, options, _measure)
+    return _judged(model, tickets, dataloader, given, options, ranks, partial(_measure, ranks))
 
 
 def _judged(
@@ -262,12 +280,14 @@ def _judged(
     dataloader: Any,
     given: Mapping[str, float] | None,
     options: _Options,
+    ranks: Ranks,
     measure_runs: _Measure,
     **planned: Any,
 ) -> dict[str, TicketQuality]:
     """Quality of each ticket, beside what is given or the dense model measured too."""
     for run in tickets.values():
         parameters_of(model, run.mask or {})
+    check_masks_alike(ranks, [run.mask for run in tickets.values() if run.mask is not None])
     refuse_if_too_large(
         *("quality", model, dataloader),
         check=options.check_memory,
@@ -278,6 +298,7 @@ def _judged(
     runs = [*tickets.values()] if given else [dense, *tickets.values()]
     with evaluating(model), _random_state_kept(model):
         measure_runs(runs, model, dataloader, options)
+    _gather(runs, ranks)
     if not runs[0].losses:
         raise EvaluationError(
             "The dataloader gave no batches; one that can be iterated only once may be spent already."
@@ -293,20 +314,31 @@ def _judged(
     }
 
 
-def _measure(runs: Sequence[_Run], model: nn.Module, dataloader: Any, options: _Options) -> None:
-    """Every run on every batch, batch by batch."""
+def _taken(mask: Mapping[str, torch.Tensor]) -> Mask | ShardedMask:
+    return mask if isinstance(mask, ShardedMask) else as_mask(mask)
+
+
+def _measure(ranks: Ranks, runs: Sequence[_Run], model: nn.Module, dataloader: Any, options: _Options) -> None:
+    """Every run on every batch, batch by batch, on this rank."""
     batches = batches_of(dataloader)
     count = _count(batches, options.max_batches)
-    with tqdm(total=count and count * len(runs), desc="evaluating", delay=2, disable=not options.progress) as bar:
-        for number, batch in enumerate(islice(batches, options.max_batches)):
+    bars = options.progress and ranks.first
+    with tqdm(total=count and count * len(runs), desc="evaluating", delay=2, disable=not bars) as bar:
+        for number, (batch, counts) in enumerate(_in_step(islice(batches, options.max_batches), model, ranks)):
             for run in runs:
                 with nullcontext() if run.mask is None else applied(model, run.mask):
-                    run.losses.append(_measure_batch(run, model, number, batch, options))
-                bar.update()
+                    part = _measure_batch(run, model, number, batch, options)
+                if counts:
+                    run.losses.append(part)
+                    bar.update()
 
 
 def _measure_by_block(
-    on_disk: MappedModel, runs: Sequence[_Run], model: nn.Module, dataloader: Any, options: _Options
+    on_disk: MappedModel,
+    runs: Sequence[_Run],
+    model: nn.Module,
+    dataloader: Any,
+    options: _Options,
 ) -> None:
     """Every run on every batch, block by block."""
 
@@ -316,7 +348,7 @@ def _measure_by_block(
     losses = on_disk.run(
         measured,
         enumerate(islice(batches_of(dataloader), options.max_batches)),
-        [run.mask for run in runs],
+        [None if run.mask is None else as_mask(run.mask) for run in runs],
         hidden_states=options.hidden_states,
         progress="evaluating" if options.progress else None,
     )
@@ -324,8 +356,41 @@ def _measure_by_block(
         run.losses.extend(found)
 
 
+def _gather(runs: Sequence[_Run], ranks: Ranks) -> None:
+    """What all ranks measured, in their order."""
+    parts = ranks.gather([run.losses for run in runs])
+    for run, *theirs in zip(runs, *parts, strict=True):
+        run.losses[:] = [part for losses in theirs for part in losses]
+
+
+def _in_step(batches: Iterable[Any], model: nn.Module, ranks: Ranks) -> Iterator[tuple[Any, bool]]:
+    """Batches, and whether they count.
+
+    Where a pass through the model is one of all ranks, those that have no more batches go on with their last one
+    as long as another has some, and it does not count again.
+    """
+    if not lies_in_parts(model):
+        yield from ((batch, True) for batch in batches)
+        return
+    waiting, last = iter(batches), None
+    while True:
+        batch = next(waiting, None)
+        last = batch if batch is not None else last
+        there = ranks.gather((batch is not None, last is not None))
+        if not any(more for more, _ in there):
+            return
+        without = next((rank for rank, (_, ever) in enumerate(there) if not ever), None)
+        if without is not None:
+            raise EvaluationError(
+                f"A model in parts is gone through by all ranks together, and rank {without} has no batch at all. "
+                "Give each rank at least one."
+            )
+        yield last, batch is not None
+
+
 def _measure_batch(run: _Run, model: nn.Module, number: int, batch: Any, options: _Options) -> BatchLoss:
     part = measure(model, batch, precision=options.precision, loss_fn=options.loss_fn)
+    part = total([part])  # without what measured it
     _log.debug("batch %d, %s: loss %g over %d units", number, run.whose, part.mean, part.units)
     if options.nonfinite == "raise" and not math.isfinite(part.loss_sum):
         raise EvaluationError(

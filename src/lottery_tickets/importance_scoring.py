@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict, get_args, overload
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from lottery_tickets._batches import LossFunction, batches_of
 from lottery_tickets._wanda import compute_wanda_importance
@@ -102,6 +103,7 @@ def compute_gradient_importance(
     return_stats: Literal[False] = ...,
     progress: bool = ...,
     check_memory: bool = ...,
+    process_group: ProcessGroup | None = ...,
 ) -> Scores: ...
 
 
@@ -124,6 +126,7 @@ def compute_gradient_importance(
     return_stats: Literal[True],
     progress: bool = ...,
     check_memory: bool = ...,
+    process_group: ProcessGroup | None = ...,
 ) -> tuple[Scores, ScoreStats]: ...
 
 
@@ -145,6 +148,7 @@ def compute_gradient_importance(
     return_stats: bool = False,
     progress: bool = True,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> Scores | tuple[Scores, ScoreStats]:
     """Scores of weights w from the gradients g_s = dL_s/dw of the losses of n single samples s.
 
@@ -183,6 +187,10 @@ def compute_gradient_importance(
         return_stats: Return a `ScoreStats` too; takes another look at each gradient.
         progress: Show a bar on anything that takes over two seconds.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: Ranks with the same weights, each of which goes through batches of its own, any number of
+            them (or none) and `num_samples` at most; every rank gets the scores that one would find that saw them
+            all, up to rounding in the order of sums. None for this process alone, or the group of a model in
+            DistributedDataParallel.
 
     Returns:
         Scores by name, or a pair of them and a `ScoreStats`.
@@ -192,6 +200,7 @@ def compute_gradient_importance(
         BatchError: A batch or a model output of an unknown form.
         ParameterSelectionError: Nothing to score, or a pattern without a match.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A rank failed or has gone.
 
     Example:
         >>> import torch
@@ -223,6 +232,7 @@ def compute_gradient_importance(
         checkpoint_activations=checkpoint_activations,
         progress=progress,
         check_memory=check_memory,
+        process_group=process_group,
     )
     scored = compute_scores(model, dataloader, _CRITERIA[importance_type], options, moments=return_stats)
     return (scored.scores, _stats(scored)) if return_stats else scored.scores
@@ -455,7 +465,7 @@ def compute_hybrid_importance(
         exclude: Narrows it.
         options: Criterion to further keyword arguments of its own function.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
-        shared: Keyword arguments of every function that needs data: num_samples, seed, progress.
+        shared: Keyword arguments of every function that needs data: num_samples, seed, progress, process_group.
 
     Returns:
         Scores by name.

@@ -6,24 +6,31 @@ A command is a function from a `Session` and its own arguments to a `Report`; it
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-import math
+import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from lottery_tickets.errors import LotteryTicketError, MemoryPlanError
+from lottery_tickets.cli._app import program
+from lottery_tickets.cli._launched import is_first, launched, process_group
+from lottery_tickets.cli._settings import settings_in, settings_text, take_settings
+from lottery_tickets.cli._told import json_text, told
+from lottery_tickets.errors import DistributedError, LotteryTicketError, MemoryPlanError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 P = ParamSpec("P")
 
@@ -40,25 +47,80 @@ MemoryOption = Annotated[
     bool, typer.Option("--no-memory-check", help="Go on where more memory is needed than is free.")
 ]
 
-_COMMON = {"json_": JsonOption, "quiet": QuietOption, "verbose": VerboseOption, "debug": DebugOption}
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Take options from a YAML file; those that are typed go before them.",
+        callback=take_settings,
+        is_eager=True,
+        show_default=False,
+    ),
+]
+PrintConfigOption = Annotated[
+    bool,
+    typer.Option("--print-config", help="Print all options as such a file, defaults included, and do nothing."),
+]
+
+# Each with its default.
+_COMMON: dict[str, tuple[Any, Any]] = {
+    "config": (ConfigOption, None),
+    "print_config": (PrintConfigOption, False),
+    "json_": (JsonOption, False),
+    "quiet": (QuietOption, False),
+    "verbose": (VerboseOption, False),
+    "debug": (DebugOption, False),
+}
+_INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 _PIPE_WIDTH = 120  # columns where there is no terminal to ask
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
-    """How one run of the command talks to its user."""
+    """How one run of the command talks to its user.
+
+    Attributes:
+        quiet: No progress and no notes.
+        command: Its name.
+        options: Every argument and option of the command's own, with its value.
+        group: Processes that work on it together; None for this one alone.
+        resume: What to do to go on after an interruption; None where there is nothing to go on with.
+    """
 
     quiet: bool
+    command: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    group: ProcessGroup | None = None
+    resume: str | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return is_first()
 
     @property
     def progress(self) -> bool:
         """Whether to show bars: on a terminal, unless silenced."""
-        return not self.quiet and sys.stderr.isatty()
+        return not self.quiet and self.first and sys.stderr.isatty()
 
     def note(self, text: str) -> None:
         """A line on stderr, unless silenced."""
-        if not self.quiet:
+        if not self.quiet and self.first:
             typer.echo(text, err=True)
+
+    @contextmanager
+    def run_in(self, folder: Path) -> Iterator[None]:
+        """Have the options in the folder of a run, from which `--config` takes them to go on."""
+        if not self.first:
+            yield
+            return
+        with settings_in(folder, settings_text(self.command, self.options)) as path:
+            self.resume = (
+                f"{folder} holds what was finished; to go on:\n"
+                f"  {program()} {self.command} --config {shlex.quote(str(path))}"
+            )
+            yield
 
 
 @dataclass(frozen=True)
@@ -71,7 +133,7 @@ class Report:
 
 
 def command(
-    app: typer.Typer, name: str, *examples: str, asks_memory: bool = False
+    app: typer.Typer, name: str, *examples: str, asks_memory: bool = False, on_ranks: bool = False
 ) -> Callable[[Callable[P, Report]], Callable[..., None]]:
     """Register a function as a command with the common options, examples in its help, and one-line errors.
 
@@ -80,22 +142,39 @@ def command(
         name: The command's name.
         examples: Command lines for the help.
         asks_memory: It calls what refuses to start where memory is short, and gets an option against that.
+        on_ranks: It works on several processes together, as torchrun starts them.
     """
 
     def register(function: Callable[P, Report]) -> Callable[..., None]:
         @wraps(function)
         def run(
-            json_: bool, quiet: bool, verbose: bool, debug: bool, no_memory_check: bool = False, **arguments: Any
+            config: Path | None,
+            print_config: bool,
+            json_: bool,
+            quiet: bool,
+            verbose: bool,
+            debug: bool,
+            no_memory_check: bool = False,
+            **arguments: Any,
         ) -> None:
+            if print_config:
+                typer.echo(settings_text(name, arguments), nl=False)
+                return
+            session = Session(quiet, name, arguments)
             with (
                 _one_line_errors(debug),
+                _interruption(session),
                 _logging(verbose, debug),
-                _one_line_warnings(quiet),
+                _one_line_warnings(quiet or not is_first()),
                 _memory(unchecked=no_memory_check),
+                process_group(name, possible=on_ranks) as group,
             ):
-                report = function(Session(quiet), **arguments)  # type: ignore[arg-type]
+                session.group = group
+                report = function(session, **arguments)  # type: ignore[arg-type]
+                if not is_first():
+                    return
                 if json_:
-                    typer.echo(json.dumps(strict(report.data), indent=2, ensure_ascii=False, allow_nan=False))
+                    typer.echo(json_text(told(name, report.data)))
                 else:
                     report.show(
                         Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False)
@@ -105,10 +184,10 @@ def command(
 
         signature = inspect.signature(function, eval_str=True)
         own = [parameter for key, parameter in signature.parameters.items() if key != "session"]
-        options = {**_COMMON, **({"no_memory_check": MemoryOption} if asks_memory else {})}
+        options = {**_COMMON, **({"no_memory_check": (MemoryOption, False)} if asks_memory else {})}
         common = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-            for key, annotation in options.items()
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for key, (annotation, default) in options.items()
         ]
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + common
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -152,11 +231,26 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
     except (LotteryTicketError, OSError) as error:
         if debug:
             raise
+        if launched() and not is_first():
+            # Rank 0 says what it was told; whether it is still there is another question.
+            if isinstance(error, DistributedError):
+                _fail(f"rank {os.environ['RANK']}: {error}")
+            raise typer.Exit(1) from None
         _fail(_described(error))
     except Exception as error:
         if debug:
             raise
         _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
+
+
+@contextmanager
+def _interruption(session: Session) -> Iterator[None]:
+    """Exit code 130 and how to go on, where the user ends it by Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted: {session.resume}" if session.resume else "\ninterrupted", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
 
 
 @contextmanager
@@ -201,29 +295,10 @@ def _logging(verbose: bool, debug: bool) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+    usual = logging.WARNING if is_first() else logging.ERROR
+    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else usual)
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """A report as a file, whole or not at all."""
-    from lottery_tickets._atomic import replacing
-
-    with replacing(path) as temporary:
-        text = json.dumps(strict(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-
-
-def strict(value: Any) -> Any:
-    """The value as JSON's own types; numbers that JSON cannot write (NaN, infinity) become null."""
-    if isinstance(value, Mapping):
-        return {str(key): strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value

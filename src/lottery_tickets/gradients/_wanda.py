@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lottery_tickets._batches import kept_positions, run
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._layers import add_weight_gradient, input_of, is_convolution, is_stock_layer
 from lottery_tickets.gradients._sums import check_finite
@@ -59,6 +60,16 @@ class InputNorms:
             run(self._model, batch)
         finally:
             _KEPT.reset(before)
+
+    def add_up(self, ranks: Ranks, device: torch.device) -> None:
+        """Add what has gone through the layers on other ranks, of which some may not have called each."""
+        shapes: dict[str, torch.Size] = {}
+        for theirs in ranks.gather({name: squares.shape for name, squares in self._squares.items()}):
+            shapes |= theirs
+        for name in sorted(shapes):
+            if name not in self._squares:
+                self._squares[name] = torch.zeros(shapes[name], dtype=torch.float64, device=device)
+            ranks.add_up(self._squares[name])
 
     def __contains__(self, name: object) -> bool:
         """Whether something has gone through the layers of this parameter."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from lottery_tickets._early_bird._results import EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import checked_settings
+from lottery_tickets._early_bird._subject import Weights
 from lottery_tickets._early_bird._watch import Watch
 from lottery_tickets.detection import Criterion
 from lottery_tickets.errors import DetectionError, SparsityError
@@ -106,7 +107,7 @@ class WatchingCallback:
         """Watch this model from now on, with nothing seen yet."""
         refuse_parts(model, dtensors=False)
         self._settled, self._last_step, self._clock = False, -1, time.perf_counter()
-        self._watch = Watch(model, self._settings, None) if is_first() else None
+        self._watch = Watch(Weights(model, self._settings), self._settings, None) if is_first() else None
 
     def _due(self, *, epoch: int | None, step: int) -> bool:
         """Whether to look now; `epoch` is the number of epochs that have just been completed, None inside one."""

@@ -1,7 +1,7 @@
 """When memory is short: checkpoints on disk, tensor by tensor and block by block; what an operation takes."""
 
 from lottery_tickets.large_models._checkpoints import compute_weights_digest, read_checkpoint
-from lottery_tickets.large_models._copies import PrunedCheckpoint, prune_checkpoint
+from lottery_tickets.large_models._copies import PrunedCheckpoint, copy_companions, prune_checkpoint
 from lottery_tickets.large_models._hidden_states import HiddenStates
 from lottery_tickets.large_models._loading import load_model, load_tokenizer, resolve_model
 from lottery_tickets.large_models._mapped_models import MappedModel, map_model
@@ -15,6 +15,7 @@ __all__ = [
     "MemoryPlan",
     "PrunedCheckpoint",
     "compute_weights_digest",
+    "copy_companions",
     "load_model",
     "load_tokenizer",
     "map_model",

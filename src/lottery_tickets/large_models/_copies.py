@@ -139,6 +139,39 @@ def prune_checkpoint(
     )
 
 
+def copy_companions(folder: str | os.PathLike[str], output: str | os.PathLike[str]) -> list[str]:
+    """Copy what stands beside the weights of a checkpoint, such as its tokenizer, where it is not there already.
+
+    Args:
+        folder: A checkpoint folder; see `read_checkpoint`.
+        output: A folder with the weights and the configuration of another model.
+
+    Returns:
+        The files that were copied, relative to the folder.
+
+    Raises:
+        CheckpointError: A checkpoint that `read_checkpoint` refuses.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from safetensors.torch import save_file
+        >>> from lottery_tickets.large_models import copy_companions
+        >>> Path("whole").mkdir(); Path("part").mkdir()
+        >>> save_file({"w": torch.zeros(2)}, "whole/model.safetensors")
+        >>> _ = Path("whole/vocab.txt").write_text("the")
+        >>> copy_companions("whole", "part")
+        ['vocab.txt']
+    """
+    checkpoint = read_checkpoint(folder)
+    others, _ = _other_files(checkpoint)
+    copied = [name for name in others if name != INDEX_FILE and not (Path(output) / name).exists()]
+    for name in copied:
+        (Path(output) / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(checkpoint.folder / name, Path(output) / name)
+    return copied
+
+
 def _other_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     """Files to copy as they are, relative to the folder, and names of those left out."""
     copied, left_out = [], []

@@ -26,15 +26,21 @@ from lottery_tickets.masks._parameters import (
 )
 from lottery_tickets.masks._sharded import ShardedMask
 from lottery_tickets.masks._shards import Division, Shard, is_sharded, local_of, reshard, runs_of
+from lottery_tickets.masks._units import Kept, Kind, Part, UnitGroup, Units, left_of, units_metadata
 
 __all__ = [
     "Division",
+    "Kept",
+    "Kind",
     "Mask",
     "PackedBits",
+    "Part",
     "Patterns",
     "Place",
     "Shard",
     "ShardedMask",
+    "UnitGroup",
+    "Units",
     "applied",
     "apply_mask",
     "as_mask",
@@ -45,6 +51,7 @@ __all__ = [
     "is_sharded",
     "is_transposed_linear",
     "lasting",
+    "left_of",
     "local_of",
     "masked_copy",
     "matching_names",
@@ -57,6 +64,7 @@ __all__ = [
     "remove_mask",
     "reshard",
     "runs_of",
+    "units_metadata",
     "unpack",
     "unpack_range",
     "zero_held",

@@ -18,6 +18,7 @@ from lottery_tickets.errors import MaskError, MaskMismatchError
 from lottery_tickets.masks import _bits, _files, _hub, _random
 from lottery_tickets.masks._bits import PackedBits
 from lottery_tickets.masks._parameters import prunable_parameters
+from lottery_tickets.masks._units import METADATA_KEY, Units, units_metadata
 
 
 class Mask(Mapping[str, torch.Tensor]):
@@ -162,6 +163,8 @@ class Mask(Mapping[str, torch.Tensor]):
     def random_like(cls, mask: Mapping[str, torch.Tensor], seed: int, per_layer: bool = True) -> Mask:
         """Uniformly random mask that keeps exactly as many weights: the control of a ticket.
 
+        Of a mask of whole units (`units`) it is whole units again, as many of each layer, if `per_layer`.
+
         Every choice of that many weights is equally likely. The stream is Philox, keyed by the seed, so the
         same seed gives the same bits on every machine.
 
@@ -188,6 +191,8 @@ class Mask(Mapping[str, torch.Tensor]):
             ICLR 2021, section 5: random shuffling within layers as an ablation.
         """
         model = as_mask(mask)
+        if per_layer and model.units is not None:
+            return model._random_units(model.units, seed)
         kept = model.layer_kept()
         # Sorted, because equal masks may list their names in different orders.
         streams = {name: stream for stream, name in enumerate(sorted(kept))}
@@ -271,6 +276,13 @@ class Mask(Mapping[str, torch.Tensor]):
         )
         return cls.load(path)
 
+    def _random_units(self, units: Units, seed: int) -> Mask:
+        chosen = {}
+        for stream, (name, kept) in enumerate(units.kept_in(self).items()):
+            bits = _random.random_bits([kept.size], int(kept.sum()), seed=seed, streams=[stream])
+            chosen[name] = _bits.unpack(bits[0], torch.Size([kept.size])).numpy()
+        return Mask.from_packed(units.packed(chosen, self._shapes), self._shapes, metadata=units_metadata(units))
+
     # ---------------------------------------------------------------- a mapping
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -317,6 +329,12 @@ class Mask(Mapping[str, torch.Tensor]):
     def metadata(self) -> Mapping[str, str]:
         """What the file said of the ticket's origin."""
         return MappingProxyType(self._metadata)
+
+    @property
+    def units(self) -> Units | None:
+        """The channels, heads or neurons that the mask removes or keeps whole; None if it is of single weights."""
+        text = self._metadata.get(METADATA_KEY)
+        return None if text is None else Units.from_json(text)
 
     @property
     def numel(self) -> int:

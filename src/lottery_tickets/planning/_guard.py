@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +21,7 @@ from lottery_tickets.planning._limits import FreeMemory, free_memory
 from lottery_tickets.planning._options import Options
 from lottery_tickets.planning._plan import plan_of
 from lottery_tickets.planning._shapes import Shapes
-from lottery_tickets.training import LEARNING_RATES, Recipe, length_of
+from lottery_tickets.training import LEARNING_RATES, Recipe, SharedBatches, length_of
 
 # A model; what is ranked without one; or sizes of what is in files.
 Subject = nn.Module | Mapping[str, torch.Tensor] | Shapes
@@ -166,6 +167,9 @@ def _is_small(subject: Subject) -> bool:
 
 def _sizes(dataloader: Any) -> tuple[int, int]:
     """Samples of a batch and tokens of a sample, 1 where that is not known without asking for a batch."""
+    if isinstance(dataloader, SharedBatches):
+        rows, length = _sizes(dataloader.dataloader)
+        return math.ceil(rows / dataloader.processes), length
     if isinstance(dataloader, torch.utils.data.DataLoader):
         return dataloader.batch_size or 1, 1
     if not isinstance(dataloader, (list, tuple, Mapping)) or not dataloader:
