@@ -4,6 +4,7 @@ The names in `__all__` are the promised ones; files may move, names may not. The
 are what it is made of, and a module imports only from the floors below its own:
 
     cli, utils                        the command line; helper names for those who look for them there
+    integrations                      callbacks for the trainers of transformers and Lightning
     reports                           runs, tickets, scores -> one HTML file; figures for papers
     verdict                           models, data, tickets -> is it a winning ticket? controls and statistics
     early_bird                        model, data -> the ticket, at the moment at which it has settled
@@ -12,11 +13,12 @@ are what it is made of, and a module imports only from the floors below its own:
     magnitude_pruning                 model -> magnitude mask
     importance_scoring                model, data -> scores by any criterion
     importance_pruning                scores -> mask
+    structured                        channels, heads, neurons -> mask; the smaller network without them
     evaluation                        model, mask, data -> quality
     robustness                        model, data -> loss over sparsities
     vision                            small networks and images to try things on
     overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
-    large_models                      checkpoint folders, tensor by tensor
+    large_models                      checkpoint folders, tensor by tensor, and models in them block by block
     gradients                         gradients of single samples, made in the backward pass and forgotten
     planning                          bytes of every operation, item by item, before it starts
     detection                         masks of successive checks -> has the ticket settled?
@@ -24,6 +26,7 @@ are what it is made of, and a module imports only from the floors below its own:
     sparsity                          how much is removed, and where the line is drawn
     masks, _batches                   what a ticket is; a batch of any form -> a loss that adds
     runs                              the folder of a run that can be killed at any moment and go on
+    _ranks                            processes that count together, and fail together
     _kernels, errors                  compiled loops over bits; what can go wrong
 
 Names are imported when they are first used, so that the command line answers without loading torch.
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from lottery_tickets.robustness import compute_pruning_robustness
     from lottery_tickets.sparsity import compute_histogram_quantile
     from lottery_tickets.stability import compute_instability, compute_linear_mode_connectivity
+    from lottery_tickets.structured import create_structured_mask, embed_subnetwork, extract_subnetwork
     from lottery_tickets.verdict import compute_ticket_verdict
 
 __all__ = [
@@ -70,7 +74,10 @@ __all__ = [
     "compute_ticket_verdict",
     "create_importance_mask",
     "create_magnitude_mask",
+    "create_structured_mask",
+    "embed_subnetwork",
     "ensure_deterministic_pruning",
+    "extract_subnetwork",
     "get_model_size",
     "held",
     "prunable_parameters",
@@ -82,7 +89,7 @@ __all__ = [
 _HOMES = (
     *("errors", "masks", "sparsity", "magnitude_pruning", "importance_pruning"),
     *("evaluation", "robustness", "overlap", "inspection", "determinism", "early_bird", "iterative_pruning"),
-    *("stability", "verdict"),
+    *("stability", "verdict", "structured"),
 )
 
 if not TYPE_CHECKING:

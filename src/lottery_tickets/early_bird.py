@@ -35,6 +35,8 @@ How training is done:
 - `run_dir`: after every check the whole state is on disk. A run that was killed goes on from there when it is
   called in the same way again, sees the same batches, and ends with the same ticket.
 
+Whole channels, as in the paper, are watched with `structure="channel"`; see docs/structured.md.
+
 For training loops of one's own there is the detector alone: `EarlyBirdDetector`, `detect_early_bird_convergence`.
 """
 
@@ -45,13 +47,14 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from lottery_tickets._batches import LossFunction
 from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import checked_settings
 from lottery_tickets._early_bird._whole import find_birds
 from lottery_tickets.detection import Criterion, EarlyBirdDetector, detect_early_bird_convergence
-from lottery_tickets.masks import Patterns
+from lottery_tickets.masks import Kind, Patterns
 from lottery_tickets.training import (
     Checkpointing,
     Nonfinite,
@@ -60,6 +63,7 @@ from lottery_tickets.training import (
     Recipe,
     SchedulerFactory,
     TrainerFunction,
+    joined,
 )
 
 __all__ = [
@@ -104,9 +108,12 @@ def compute_early_bird_tickets(
     run_dir: str | os.PathLike[str] | None = ...,
     resume: bool = ...,
     seed: int = ...,
+    structure: Kind | None = ...,
+    bn_l1: float = ...,
     progress: bool = ...,
     save_masks: bool = ...,
     check_memory: bool = ...,
+    process_group: ProcessGroup | None = ...,
 ) -> EarlyBirdResults: ...
 
 
@@ -142,9 +149,12 @@ def compute_early_bird_tickets(
     run_dir: str | os.PathLike[str] | None = ...,
     resume: bool = ...,
     seed: int = ...,
+    structure: Kind | None = ...,
+    bn_l1: float = ...,
     progress: bool = ...,
     save_masks: bool = ...,
     check_memory: bool = ...,
+    process_group: ProcessGroup | None = ...,
 ) -> list[EarlyBirdResults]: ...
 
 
@@ -179,9 +189,12 @@ def compute_early_bird_tickets(
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = True,
     seed: int = 0,
+    structure: Kind | None = None,
+    bn_l1: float = 0.0,
     progress: bool = True,
     save_masks: bool = False,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> EarlyBirdResults | list[EarlyBirdResults]:
     r"""Train a model until its magnitude mask has settled; the mask is the early-bird ticket.
 
@@ -242,9 +255,17 @@ def compute_early_bird_tickets(
             check.
         resume: If False, a folder that holds a run already is an error.
         seed: Non-negative integer.
+        structure: "channel", "head" or "neuron" watches whole units instead of weights: masks, distances and the
+            sparsity are of units, ranked by the scales of their batch normalisation where each has one, else by
+            magnitude. `final_mask` removes the weights of the units that go, one of each layer always staying.
+        bn_l1: Strength of an L1 penalty on the scales of batch normalisation while searching; the paper's is 1e-4.
         progress: Show a bar on anything that takes over two seconds.
         save_masks: Keep the mask of every check in `run_dir`/masks, as a ticket file.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: Ranks that train together, with the same weights and arguments on each: the update is that
+            of the batches of all ranks as one, and every rank comes to the same results. Each is given batches of
+            its own, as many as the others; `SharedBatches` gives it a share of every one. Rank 0 writes `run_dir`,
+            which all see. None for this process alone, or the group of a model in DistributedDataParallel.
 
     Returns:
         An `EarlyBirdResults`, or a list of them in the order of the sparsities.
@@ -259,8 +280,10 @@ def compute_early_bird_tickets(
         ParameterSelectionError: A pattern that matches nothing, or nothing to prune.
         WeightsError: Weights that are NaN before training, or on the meta device.
         BatchError: A batch of an unknown form.
+        StructureError: A kind of unit that is not known, or that the model has none of.
         RunFolderError: A folder in use, of another configuration, damaged or not writable.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A rank failed or has gone, or ranks have other weights, arguments or masks than others.
 
     Example:
         >>> import torch
@@ -281,43 +304,48 @@ def compute_early_bird_tickets(
         arXiv 1909.11957, section 3.2 (mask distance) and algorithm 1. Lv et al., "Full Parameter Fine-tuning for
         Large Language Models with Limited Resources", ACL 2024, arXiv 2306.09782, section 3.1 (the fused step).
     """
-    settings = checked_settings(
-        target_sparsity,
-        criterion,
-        use_magnitude_ranking=use_magnitude_ranking,
-        convergence_threshold=convergence_threshold,
-        stability_window=stability_window,
-        max_epochs=max_epochs,
-        check_interval=check_interval,
-        check_every_steps=check_every_steps,
-        include=include,
-        exclude=exclude,
-        seed=seed,
-    )
-    recipe = Recipe(
-        trainer_fn=trainer_fn,
-        max_batch_size=max_batch_size,
-        learning_rate=learning_rate,
-        optimizer=optimizer or ("sgd" if use_sgd else "adamw"),
-        scheduler=scheduler,
-        loss_fn=loss_fn,
-        gradient_checkpointing=gradient_checkpointing,
-        max_grad_norm=max_grad_norm,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        precision=precision,
-        nonfinite=nonfinite,
-        max_skipped=max_skipped,
-    )
-    results = find_birds(
-        model,
-        dataloader,
-        settings,
-        recipe,
-        run_dir=run_dir,
-        resume=resume,
-        save_masks=save_masks,
-        progress=progress,
-        check_memory=check_memory,
-    )
+    model, ranks = joined(model, process_group, "The search for early-bird tickets", sharded=True)
+    with ranks.together():
+        settings = checked_settings(
+            target_sparsity,
+            criterion,
+            use_magnitude_ranking=use_magnitude_ranking,
+            convergence_threshold=convergence_threshold,
+            stability_window=stability_window,
+            max_epochs=max_epochs,
+            check_interval=check_interval,
+            check_every_steps=check_every_steps,
+            include=include,
+            exclude=exclude,
+            seed=seed,
+            structure=structure,
+        )
+        recipe = Recipe(
+            trainer_fn=trainer_fn,
+            max_batch_size=max_batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer or ("sgd" if use_sgd else "adamw"),
+            scheduler=scheduler,
+            loss_fn=loss_fn,
+            gradient_checkpointing=gradient_checkpointing,
+            max_grad_norm=max_grad_norm,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            precision=precision,
+            nonfinite=nonfinite,
+            max_skipped=max_skipped,
+            bn_l1=bn_l1,
+        )
+        results = find_birds(
+            model,
+            dataloader,
+            settings,
+            recipe,
+            run_dir=run_dir,
+            resume=resume,
+            save_masks=save_masks,
+            progress=progress,
+            check_memory=check_memory,
+            ranks=ranks,
+        )
     return results if isinstance(target_sparsity, Sequence) else results[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -38,6 +38,19 @@ def request_of(model: nn.Module, batch: Any) -> Request:
     labels = None if request.labels is None else request.labels.to(device)
     args, kwargs = _moved(request.args, device, dtype), _moved(request.kwargs, device, dtype)
     return Request(args, kwargs, labels, request.samples, request.aligned)
+
+
+class Inputs(NamedTuple):
+    """What a model is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def inputs_of(model: nn.Module, batch: Any) -> Inputs:
+    """The inputs in a batch of any form, on the model's device, without its labels."""
+    request = request_of(model, batch)
+    return Inputs(request.args, request.kwargs)
 
 
 def _by_name(kwargs: dict[str, Any], labels: Any) -> Request:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, get_args
 
 from lottery_tickets._arguments import check_count, check_seed
 from lottery_tickets.detection import Criterion
-from lottery_tickets.errors import SparsityError, TrainingError
-from lottery_tickets.masks import Patterns, lasting
+from lottery_tickets.errors import SparsityError, StructureError, TrainingError
+from lottery_tickets.masks import Kind, Patterns, lasting
 from lottery_tickets.sparsity import check_sparsity
 
 
@@ -28,6 +28,7 @@ class Settings:
         include: Widens what is prunable.
         exclude: Narrows it.
         seed: Of everything that is drawn.
+        structure: Kind of the units that are watched; None for single weights.
     """
 
     sparsities: tuple[float, ...]
@@ -40,6 +41,7 @@ class Settings:
     include: Patterns
     exclude: Patterns
     seed: int
+    structure: Kind | None = None
 
 
 def checked_settings(
@@ -55,6 +57,7 @@ def checked_settings(
     include: Patterns,
     exclude: Patterns,
     seed: int,
+    structure: str | None = None,
 ) -> Settings:
     """The settings, or an error that names the argument."""
     if use_magnitude_ranking and criterion == "queue":
@@ -87,7 +90,21 @@ def checked_settings(
         include=lasting(include),
         exclude=lasting(exclude),
         seed=seed,
+        structure=_structure(structure, include, exclude),
     )
+
+
+def _structure(kind: str | None, include: Patterns, exclude: Patterns) -> Kind | None:
+    if kind is None:
+        return None
+    if kind not in get_args(Kind):
+        raise StructureError(f"structure is 'channel', 'head', 'neuron' or None for weights, got {kind!r}.")
+    if include is not None or exclude is not None:
+        raise TrainingError(
+            f"structure={kind!r} watches all units of the kind, and include and exclude choose single parameters. "
+            "Leave one or the other out."
+        )
+    return cast(Kind, kind)
 
 
 def _sparsities(target: Any) -> tuple[float, ...]:

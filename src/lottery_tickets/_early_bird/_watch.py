@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
-
 from lottery_tickets._early_bird._masks import mask_from, mask_state
 from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import Settings
+from lottery_tickets._early_bird._subject import Subject
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.detection import (
     Criterion,
     DetectorState,
@@ -20,8 +20,8 @@ from lottery_tickets.detection import (
     MovementProbe,
     Verdict,
 )
-from lottery_tickets.magnitude_pruning import create_magnitude_mask
-from lottery_tickets.masks import Mask, prunable_parameters
+from lottery_tickets.masks import Mask
+from lottery_tickets.training import check_masks_alike
 
 # How verdicts on masks that cannot but agree begin.
 STILL = "weights are not moving"
@@ -73,14 +73,16 @@ class _Bird:
         names = EarlyBirdCheckpoint.__annotations__
         self.checkpoints = [cast("EarlyBirdCheckpoint", {name: line[name] for name in names}) for line in lines]
 
-    def result(self, ending: str, training: EarlyBirdTraining, criterion: Criterion) -> EarlyBirdResults:
+    def result(
+        self, ending: str, training: EarlyBirdTraining, criterion: Criterion, subject: Subject
+    ) -> EarlyBirdResults:
         """What users get."""
         last = self.checkpoints[-1]
         return EarlyBirdResults(
             converged=self.settled,
             convergence_epoch=last["epoch"] if self.settled else None,
             convergence_step=last["step"] if self.settled else None,
-            final_mask=self.mask,
+            final_mask=subject.ticket(self.mask),
             checkpoints=self.checkpoints,
             method=criterion,
             target_sparsity=self.sparsity,
@@ -103,14 +105,18 @@ class Watch:
     """Draws the masks of all sparsities from one counting pass and hands each to its detector.
 
     Args:
-        model: Its prunable parameters are watched.
+        subject: What is watched.
         settings: Sparsities and criterion.
         masks_folder: Every mask is saved there; None for none.
+        ranks: Processes that have the same model, and should draw the same masks.
     """
 
-    def __init__(self, model: nn.Module, settings: Settings, masks_folder: Path | None) -> None:
-        self._model, self._settings, self._folder = model, settings, masks_folder
-        tensors = self._tensors()
+    def __init__(
+        self, subject: Subject, settings: Settings, masks_folder: Path | None, ranks: Ranks | None = None
+    ) -> None:
+        self._subject, self._settings, self._folder = subject, settings, masks_folder
+        self._everyone = ranks or Ranks()
+        tensors = subject.tensors()
         self._birds = [_Bird(sparsity, settings) for sparsity in settings.sparsities]
         self._probe = MovementProbe(tensors, seed=settings.seed)
         self._ranks = MagnitudeRanks(tensors) if settings.criterion == "rank_correlation" else None
@@ -137,12 +143,14 @@ class Watch:
 
         Raises:
             WeightsError: Weights that are not numbers; nothing has been judged then.
+            DistributedError: Ranks draw different masks.
         """
         began = time.perf_counter()
         birds = [bird for bird in self._birds if not bird.settled]
         sparsities = [bird.sparsity for bird in birds]
-        tensors = self._tensors()
-        masks = create_magnitude_mask(tensors, sparsities, progress=False, check_memory=False)
+        tensors = self._subject.tensors()
+        masks = self._subject.masks(tensors, sparsities)
+        check_masks_alike(self._everyone, masks)
         movement = self._probe.update(tensors, sparsities)
         correlation = None if self._ranks is None else self._ranks.update(tensors)
         moved = None if movement is None else movement.moved_fraction
@@ -181,7 +189,7 @@ class Watch:
 
     def results(self, ending: str, training: EarlyBirdTraining) -> list[EarlyBirdResults]:
         """What was found, a result for each sparsity; `ending` is why training stopped."""
-        return [bird.result(ending, training, self._settings.criterion) for bird in self._birds]
+        return [bird.result(ending, training, self._settings.criterion, self._subject) for bird in self._birds]
 
     # ---------------------------------------------------------------- state
 
@@ -203,17 +211,14 @@ class Watch:
         for bird, saved in zip(self._birds, state["birds"], strict=True):
             bird.load(saved, [line for line in lines if line["target_sparsity"] == bird.sparsity])
 
-    def _tensors(self) -> dict[str, nn.Parameter]:
-        # Asked for anew at every look: a user's training may put other parameters in the places of these.
-        return prunable_parameters(self._model, self._settings.include, self._settings.exclude)
-
     def _keep(self, bird: _Bird, epoch: int, step: int | None) -> None:
         """The mask as a ticket file, if every one is to be kept."""
-        if self._folder is None:
+        if self._folder is None or not self._everyone.first:
             return
         self._folder.mkdir(exist_ok=True)
-        metadata = {"criterion": "magnitude", "target_sparsity": str(bird.sparsity), "epoch": str(epoch)}
-        bird.mask.save(
+        told = {"criterion": self._subject.criterion, "target_sparsity": bird.sparsity, "epoch": epoch}
+        metadata = {name: str(value) for name, value in told.items()}
+        self._subject.ticket(bird.mask).save(
             self._folder / f"check-{self.looks:04d}-{bird.sparsity}.safetensors",
             metadata=metadata if step is None else {**metadata, "step": str(step)},
         )

@@ -14,6 +14,7 @@ from lottery_tickets.cli import (  # noqa: F401  # to register their commands
     _report,
     _score,
     _stability,
+    _structured,
     _tickets,
     _verdict,
 )

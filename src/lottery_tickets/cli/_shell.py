@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import shlex
 import sys
 import warnings
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -23,9 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lottery_tickets.cli._app import program
+from lottery_tickets.cli._launched import is_first, launched, process_group
 from lottery_tickets.cli._settings import settings_in, settings_text, take_settings
 from lottery_tickets.cli._told import json_text, told
-from lottery_tickets.errors import LotteryTicketError, MemoryPlanError
+from lottery_tickets.errors import DistributedError, LotteryTicketError, MemoryPlanError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 P = ParamSpec("P")
 
@@ -79,27 +84,37 @@ class Session:
         quiet: No progress and no notes.
         command: Its name.
         options: Every argument and option of the command's own, with its value.
+        group: Processes that work on it together; None for this one alone.
         resume: What to do to go on after an interruption; None where there is nothing to go on with.
     """
 
     quiet: bool
     command: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    group: ProcessGroup | None = None
     resume: str | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return is_first()
 
     @property
     def progress(self) -> bool:
         """Whether to show bars: on a terminal, unless silenced."""
-        return not self.quiet and sys.stderr.isatty()
+        return not self.quiet and self.first and sys.stderr.isatty()
 
     def note(self, text: str) -> None:
         """A line on stderr, unless silenced."""
-        if not self.quiet:
+        if not self.quiet and self.first:
             typer.echo(text, err=True)
 
     @contextmanager
     def run_in(self, folder: Path) -> Iterator[None]:
         """Have the options in the folder of a run, from which `--config` takes them to go on."""
+        if not self.first:
+            yield
+            return
         with settings_in(folder, settings_text(self.command, self.options)) as path:
             self.resume = (
                 f"{folder} holds what was finished; to go on:\n"
@@ -110,14 +125,15 @@ class Session:
 
 @dataclass(frozen=True)
 class Report:
-    """What a command found: `data` for `--json`, `show` for a reader."""
+    """What a command found: `data` for `--json`, `show` for a reader; `failed` if it is not as it should be."""
 
     data: Mapping[str, Any]
     show: Callable[[Console], None]
+    failed: bool = False
 
 
 def command(
-    app: typer.Typer, name: str, *examples: str, asks_memory: bool = False
+    app: typer.Typer, name: str, *examples: str, asks_memory: bool = False, on_ranks: bool = False
 ) -> Callable[[Callable[P, Report]], Callable[..., None]]:
     """Register a function as a command with the common options, examples in its help, and one-line errors.
 
@@ -126,6 +142,7 @@ def command(
         name: The command's name.
         examples: Command lines for the help.
         asks_memory: It calls what refuses to start where memory is short, and gets an option against that.
+        on_ranks: It works on several processes together, as torchrun starts them.
     """
 
     def register(function: Callable[P, Report]) -> Callable[..., None]:
@@ -148,16 +165,22 @@ def command(
                 _one_line_errors(debug),
                 _interruption(session),
                 _logging(verbose, debug),
-                _one_line_warnings(quiet),
+                _one_line_warnings(quiet or not is_first()),
                 _memory(unchecked=no_memory_check),
+                process_group(name, possible=on_ranks) as group,
             ):
+                session.group = group
                 report = function(session, **arguments)  # type: ignore[arg-type]
+                if not is_first():
+                    return
                 if json_:
                     typer.echo(json_text(told(name, report.data)))
                 else:
                     report.show(
                         Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False)
                     )
+                if report.failed:
+                    raise typer.Exit(1)
 
         signature = inspect.signature(function, eval_str=True)
         own = [parameter for key, parameter in signature.parameters.items() if key != "session"]
@@ -208,6 +231,11 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
     except (LotteryTicketError, OSError) as error:
         if debug:
             raise
+        if launched() and not is_first():
+            # Rank 0 says what it was told; whether it is still there is another question.
+            if isinstance(error, DistributedError):
+                _fail(f"rank {os.environ['RANK']}: {error}")
+            raise typer.Exit(1) from None
         _fail(_described(error))
     except Exception as error:
         if debug:
@@ -267,7 +295,8 @@ def _logging(verbose: bool, debug: bool) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+    usual = logging.WARNING if is_first() else logging.ERROR
+    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else usual)
     try:
         yield
     finally:

@@ -13,10 +13,12 @@ from torch import nn
 
 from lottery_tickets._arguments import check_count, check_number
 from lottery_tickets._batches import LossFunction, size_of
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.training._activations import Checkpointing
 from lottery_tickets.training._memory import log_training_bytes, training_bytes
 from lottery_tickets.training._optimizers import make_optimizer
+from lottery_tickets.training._penalties import scale_penalty
 from lottery_tickets.training._trainer import Nonfinite, SchedulerFactory, Trainer
 from lottery_tickets.training._weights import Precision
 
@@ -48,6 +50,7 @@ class Recipe:
         precision: How weights of two bytes take up small steps.
         nonfinite: What to do at a loss or gradient that is not finite.
         max_skipped: Share of the batches that may be skipped.
+        bn_l1: Strength of an L1 penalty on the scales of batch normalisation, which no reported loss holds.
 
     Raises:
         TrainingError: What cannot be.
@@ -66,6 +69,7 @@ class Recipe:
     precision: Precision = "stochastic"
     nonfinite: Nonfinite = "stop"
     max_skipped: float = 0.01
+    bn_l1: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -81,9 +85,16 @@ class Recipe:
         if self.nonfinite not in get_args(Nonfinite):
             raise TrainingError(f"nonfinite is 'stop' or 'skip', got {self.nonfinite!r}.")
         check_number("max_skipped", self.max_skipped, least=0, most=1)
+        check_number("bn_l1", self.bn_l1, least=0)
 
     def trainer(
-        self, model: nn.Module, seed: int, *, checkpointing: bool = False, scheduled: bool = True
+        self,
+        model: nn.Module,
+        seed: int,
+        *,
+        checkpointing: bool = False,
+        scheduled: bool = True,
+        ranks: Ranks | None = None,
     ) -> Trainer:
         """Ours, for the parameters that require gradients; it tells what memory it will take before it starts.
 
@@ -92,6 +103,7 @@ class Recipe:
             seed: Of stochastic rounding.
             checkpointing: Whether the model computes activations again.
             scheduled: If False, the learning rate stays what it is.
+            ranks: See `Trainer`.
         """
         optimizer = make_optimizer(
             self._make if callable(self.optimizer) else self.optimizer,
@@ -102,6 +114,7 @@ class Recipe:
             max_grad_norm=self.max_grad_norm,
             precision=self.precision,
             seed=seed,
+            ranks=ranks,
         )
         return Trainer(
             model,
@@ -112,6 +125,8 @@ class Recipe:
             nonfinite=self.nonfinite,
             max_skipped=self.max_skipped,
             announce=partial(self._tell_memory, model, checkpointing),
+            ranks=ranks,
+            penalty=scale_penalty(model, self.bn_l1),
         )
 
     def _tell_memory(self, model: nn.Module, checkpointing: bool, batch: Any) -> None:
@@ -160,6 +175,7 @@ class Recipe:
             "momentum": 0.0,
             "weight_decay": 0.0,
             "gradient_checkpointing": "auto",
+            "bn_l1": 0.0,
         }
         given = [name for name, unset in ours.items() if getattr(self, name) != unset]
         if given:
