@@ -25,8 +25,8 @@ demo: data ## Tickets of SmolLM2-135M, then early birds of two vision networks b
 	$(BIN)/lottery-tickets early-bird batchnorm-cnn --data mnist -s 0.5 -s 0.8 --lr 0.05 --epochs 15 \
 		--controls --control-epochs 10 --plot --output tickets/cnn
 
-test: data ## Tests and documents' examples, about 10 minutes
-	$(BIN)/pytest --cov --cov-report=term
+test: data ## Tests and documents' examples on two cores, about 7 minutes
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
 
 test-all: data ## Slow proofs too
 	$(BIN)/pytest -m ''
@@ -56,6 +56,7 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/memory_plan.py
 	$(BIN)/python benchmarks/batch_sizes.py
 	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/quality_from_disk.py
 	$(BIN)/python benchmarks/tables.py
 
 reproduce: $(INSTALLED) ## The lottery ticket papers, again: an hour or more; go on with it by calling it again

@@ -1,4 +1,4 @@
-"""What every test run shares: no network, two threads, and the examples of the documents as tests.
+"""What every test run shares: no network, two threads in all, and the examples of the documents as tests.
 
 Every ```python block of README.md and docs/, and every `>>>` in a docstring of src/, is a test (Sybil). The
 blocks of one document share a namespace; a docstring starts from its module's names, as with `doctest`. Each
@@ -33,7 +33,9 @@ from sybil.python import import_path
 from lottery_tickets._data import model_folder, text_file
 from lottery_tickets.errors import CheckpointError
 
-torch.set_num_threads(2)
+# Side by side in several processes (pytest -n 2), each takes its part of the two.
+THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+torch.set_num_threads(THREADS)
 
 
 class DocstringsOfModule(PythonDocStringDocument):
@@ -82,7 +84,7 @@ def document_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
 
 
 documents = Sybil(

@@ -4,10 +4,10 @@
 
 A small residual network with batch normalisation on Fashion-MNIST, by SGD with momentum and a cosine. Early-Bird
 Train searches with an L1 penalty on the scales until the masks of 0.3, 0.5 and 0.7 of all channels have settled,
-takes the channels out and trains what is left for the rest of the epochs. Beside it: dense training; training to the
-end, taking the same share of channels out and training as long again (network slimming); and as many random channels
-of each layer taken out when the ticket was. Costs count everything from the first step on: seconds of training and
-checks, and multiplications and additions forward and backward.
+takes the channels out and trains what is left for the rest of the epochs. Beside it: dense training; training to
+the end, taking the same share of channels out and training as long again (network slimming); and as many random
+channels of each layer taken out when the ticket was. Costs count everything from the first step on: seconds of
+training and checks, and multiplications and additions forward and backward.
 """
 
 from __future__ import annotations

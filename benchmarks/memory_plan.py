@@ -1,12 +1,13 @@
 """`plan_memory` against measured peaks: five operations on models of three sizes, each in a fresh process.
 
-    python benchmarks/memory_plan.py [--model NAME] [--quick | --predict]
+    python benchmarks/memory_plan.py [--model NAME | --others] [--quick | --predict]
 
 Random weights in float32 at the shapes of small decoders, on the CPU. A peak is of the resident set above the
 loaded model, plus the bytes of its weights, so that both sides speak of the same total; code and its libraries,
 loaded by the same operation on a tiny model beforehand, do not count. Bar: predictions within 10% of the mean of
-some processes. `--model` measures one of the models; the rows of others in the results stay as they are.
-`--predict` measures nothing and predicts anew beside the peaks that are there.
+some processes. Of other architectures activations are an estimate from a run on the meta device; how good it is
+`--others` measures, without a bar. `--model` measures one of the models. Rows of others in the results stay as
+they are. `--predict` measures nothing and predicts anew beside the peaks that are there.
 """
 
 from __future__ import annotations
@@ -63,14 +64,29 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 5,
     },
 }
+# Published shapes of other architectures, in transformers' words; the smallest of each.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT-2": ("GPT2LMHeadModel", {}),
+    "BERT-base": ("BertForMaskedLM", {}),
+    "ViT-base": ("ViTForImageClassification", {}),
+}
+OTHER_OPERATIONS = ("quality", "fisher", "early-bird")
 MODELS = [name for name in SIZES if name != "tiny"]
 OPERATIONS = ("mask", "quality", "fisher", "early-bird", "iterative")
 
 
 def model_of(name: str) -> nn.Module:
-    """Random weights, the head tied to the embedding."""
+    """Random weights; of a decoder, the head tied to the embedding."""
+    import transformers
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    if name.removeprefix("tiny ") in OTHERS:
+        architecture, sizes = OTHERS[name.removeprefix("tiny ")]
+        made = getattr(transformers, architecture)
+        if name.startswith("tiny "):
+            sizes = dict.fromkeys(("num_hidden_layers", "n_layer"), 1)
+        torch.manual_seed(0)
+        return made._from_config(made.config_class(**sizes), dtype=torch.float32)
     torch.manual_seed(0)
     return LlamaForCausalLM._from_config(LlamaConfig(**SIZES[name], tie_word_embeddings=True), dtype=torch.float32)
 
@@ -91,19 +107,26 @@ def run(operation: str, model: nn.Module, batch: dict[str, torch.Tensor], mask: 
 def prepare(operation: str, name: str) -> Callable[[], object]:
     """The model in memory, and all code loaded."""
     torch.set_num_threads(2)
-    for size in ("tiny", name):
-        model = model_of(size)
-        ids = torch.arange(BATCH * LENGTH).remainder(64).view(BATCH, LENGTH)
+    for size in (f"tiny {name}" if name in OTHERS else "tiny", name):
+        model, batch = model_of(size), batch_of(name)
         mask = create_magnitude_mask(model, 0.5, progress=False) if operation == "quality" else None
-        if size == "tiny":
-            run(operation, model, {"input_ids": ids, "labels": ids}, mask)
-    return lambda: run(operation, model, {"input_ids": ids, "labels": ids}, mask)
+        if size != name:
+            run(operation, model, batch, mask)
+    return lambda: run(operation, model, batch, mask)
+
+
+def batch_of(name: str) -> dict[str, torch.Tensor]:
+    """Words, or images."""
+    if name.startswith("ViT"):
+        return {"pixel_values": torch.zeros(BATCH, 3, 224, 224), "labels": torch.zeros(BATCH, dtype=torch.int64)}
+    ids = torch.arange(BATCH * LENGTH).remainder(64).view(BATCH, LENGTH)
+    return {"input_ids": ids, "labels": ids}
 
 
 def measured(name: str, processes: int) -> list[dict[str, Any]]:
     """A row for each operation."""
     rows = []
-    for operation in OPERATIONS:
+    for operation in OTHER_OPERATIONS if name in OTHERS else OPERATIONS:
         plan = planned(name, operation)
         # What is there when the operation is called: weights, and the mask that is judged.
         loaded = plan["weights"] + (plan["mask"] if operation == "quality" else 0)
@@ -146,16 +169,17 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def predict_again(path: Path) -> list[dict[str, Any]]:
     """New predictions in the results, whose peaks, date and machine stay."""
     results = json.loads(path.read_text(encoding="utf-8"))
-    for row in results["rows"]:
+    for row in [*results["rows"], *results["others"]]:
         row.update(compared(planned(row["model"], row["operation"]), row["peaks_bytes"]))
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return results["rows"]
+    return [*results["rows"], *results["others"]]
 
 
 def main() -> None:
     """Run, print, write benchmarks/results/memory_plan.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, help="only this one; the rows of others stay")
+    parser.add_argument("--others", action="store_true", help="other architectures, instead of these")
     parser.add_argument("--quick", action="store_true", help="one process each; nothing written")
     parser.add_argument("--predict", action="store_true", help="predict again beside the peaks that are there")
     arguments = parser.parse_args()
@@ -163,15 +187,19 @@ def main() -> None:
     if arguments.predict:
         console.print(table(predict_again(path)))
         return
-    names = [arguments.model] if arguments.model else MODELS
+    names = [arguments.model] if arguments.model else list(OTHERS) if arguments.others else MODELS
     rows = [row for name in names for row in measured(name, 1 if arguments.quick else PROCESSES)]
     console.print(table(rows))
     if arguments.quick:
         return
-    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    rows = [row for row in kept if row["model"] not in names] + rows
-    rows.sort(key=lambda row: MODELS.index(row["model"]))
-    results = {"batch": BATCH, "length": LENGTH, "processes": PROCESSES, "bar": BAR, "rows": rows}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "others": []}
+    if arguments.others:
+        kept["others"] = rows
+    else:
+        kept["rows"] = [row for row in kept["rows"] if row["model"] not in names] + rows
+        kept["rows"].sort(key=lambda row: MODELS.index(row["model"]))
+    results = {"batch": BATCH, "length": LENGTH, "processes": PROCESSES, "bar": BAR}
+    results |= {"rows": kept["rows"], "others": kept["others"]}
     console.print(f"written to {write_results('memory_plan', results)}")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import torch
 
 from lottery_tickets._data import images_file, model_folder, text_file
 from lottery_tickets.errors import CheckpointError
+from ranks import Worlds
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -39,6 +40,13 @@ def found(find: Callable[[], Path]) -> Path:
     if IN_CI:
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Worlds]:
+    """`ranks(4).run(function)`: the function on each of four ranks; see tests/ranks.py."""
+    with Worlds() as worlds:
+        yield worlds
 
 
 @pytest.fixture(scope="session")

@@ -74,10 +74,12 @@ class Killer:
 
 
 def _obey(order: dict[str, Any]) -> dict[str, Any]:
+    RUNS[order["what"]]()  # for the imports
     answer = Path(order["folder"]).with_suffix(".json")
     answer.parent.mkdir(parents=True, exist_ok=True)
     child = os.fork()
     if child == 0:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # answers are written there
         try:
             answer.write_text(json.dumps({"killed": False, **_run(order)}))
             os._exit(0)
@@ -122,7 +124,24 @@ def _prune() -> tuple[Run, Told, dict[str, Any]]:
     return prune, told, {"num_iterations": 1, "epochs": 1}
 
 
-RUNS: dict[str, Callable[[], tuple[Run, Told, dict[str, Any]]]] = {"search": _search, "prune": _prune}
+def _tune() -> tuple[Run, Told, dict[str, Any]]:
+    from trainers import told, tune_to_the_end
+
+    return tune_to_the_end, told, {"steps": 1}
+
+
+def _fit() -> tuple[Run, Told, dict[str, Any]]:
+    from trainers import fit_to_the_end, told
+
+    return fit_to_the_end, told, {"epochs": 1}
+
+
+RUNS: dict[str, Callable[[], tuple[Run, Told, dict[str, Any]]]] = {
+    "search": _search,
+    "prune": _prune,
+    "tune": _tune,
+    "fit": _fit,
+}
 
 
 if __name__ == "__main__":

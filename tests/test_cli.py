@@ -194,6 +194,31 @@ def test_inspect(tickets: list[Path]) -> None:
     assert f"weights_digest: {mask.metadata['weights_digest']}" in shown
 
 
+def test_inspect_counts_weights_that_a_checkpoint_should_not_have(
+    model: Path, tickets: list[Path], tmp_path: Path
+) -> None:
+    mask = Mask.load(tickets[1])
+    succeed("apply", model, tickets[1], "-o", tmp_path / "pruned")
+    report = succeed("inspect", tickets[1], "--model", tmp_path / "pruned")
+    expected = {"name": str(tmp_path / "pruned"), "valid": True, "not_zero": 0, "problems": []}
+    assert report["model"] == expected
+    shown = run("inspect", tickets[1], "--model", tmp_path / "pruned").stdout
+    assert f"pruned: 0 of {mask.numel - mask.kept:,} pruned weights are not zero." in shown
+    dense = run("inspect", tickets[1], "--model", model, "--json")
+    assert dense.exit_code == 1
+    report = json.loads(dense.stdout)
+    loaded = load(model).state_dict()
+    for name in mask:
+        assert report["layers"][name]["not_zero"] == int((loaded[name][~mask[name]] != 0).sum())
+    total = sum(layer["not_zero"] for layer in report["layers"].values())
+    assert report["model"]["not_zero"] == total > 0
+    assert not report["model"]["valid"]
+    result = run("inspect", tickets[1], "--model", model)
+    assert result.exit_code == 1
+    assert f"{total:,} of {mask.numel - mask.kept:,} pruned weights are not zero; not pruned" in result.stdout
+    assert "neither a folder here nor" in fail("inspect", tickets[1], "--model", "absent")
+
+
 # --- apply ---
 
 
@@ -247,6 +272,19 @@ def test_evaluate_equals_the_library(model: Path, tickets: list[Path], text: Pat
         expected = compute_lottery_ticket_quality(load(model, torch.float32), Mask.load(path), windows)
         assert report["tickets"][str(path)] == json.loads(json.dumps(expected))
     assert report["baseline"]["perplexity"] > 1
+
+
+@pytest.mark.parametrize("more", [(), ("--hidden-states", "disk"), ("--dtype", "float32")])
+def test_evaluate_from_disk_equals_that_in_memory(
+    model: Path, tickets: list[Path], text: Path, more: tuple[str, ...]
+) -> None:
+    arguments = ["evaluate", model, *tickets, "--text", text, "--context", 32, "--max-windows", 3]
+    expected = succeed(*arguments, *(more if "--dtype" in more else ()))
+    found = succeed(*arguments, "--from-disk", *more)
+    assert found["dtype"] == expected["dtype"]
+    for ticket, quality in expected["tickets"].items():
+        assert found["tickets"][ticket]["loss"] == pytest.approx(quality["loss"], rel=1e-5)
+        assert found["tickets"][ticket]["baseline"]["loss"] == pytest.approx(quality["baseline"]["loss"], rel=1e-5)
 
 
 def test_evaluate_shows_a_row_for_each_model(model: Path, tickets: list[Path], text: Path) -> None:
@@ -383,6 +421,16 @@ def test_score_writes_the_scores_of_the_library(model: Path, text: Path, scores:
     assert "there already" in fail(
         "score", model, "--criterion", "fisher", "--data", text, *SHORT, "-o", scores.parent
     )
+
+
+def test_wanda_from_disk_is_that_in_memory(model: Path, text: Path, tmp_path: Path) -> None:
+    arguments = ["score", model, "--criterion", "wanda", "--data", text, "--context", 32, "--samples", 6]
+    succeed(*arguments, "-o", tmp_path / "memory")
+    succeed(*arguments, "-o", tmp_path / "disk", "--from-disk")
+    expected, described = read_scores(tmp_path / "memory" / "wanda.safetensors")
+    found, said = read_scores(tmp_path / "disk" / "wanda.safetensors")
+    assert said == described
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 def test_sums_on_disk_are_the_file_of_scores(
@@ -772,6 +820,9 @@ def test_an_error_is_one_line(
         "mask m -s 0.5 -o x --scope middle",
         "evaluate m t.safetensors t.safetensors --text x",
         "evaluate m t.safetensors --text x --context 1",
+        "evaluate m t.safetensors --text x --from-disk --device cuda",
+        "evaluate m t.safetensors --text x --hidden-states disk",
+        "score m --criterion fisher --data x -o o --from-disk",
         "overlap a b --method cosine",
         "demo --windows 0",
         "mask m -o x",

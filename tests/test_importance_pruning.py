@@ -143,7 +143,7 @@ def test_rows(scores, sparsity, signed):
             lambda weight: torch.cat([part.transpose(0, 1).flatten(1) for part in weight.chunk(2)]),
         ),
     ],
-    ids=str,
+    ids=["convolution", "transposed", "transposed in groups"],
 )
 def test_rows_are_outputs(layer, by_output):
     mask = create_magnitude_mask(layer, 0.31, scope="row")["weight"]

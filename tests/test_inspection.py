@@ -7,6 +7,7 @@ import math
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lottery_tickets import (
     Mask,
@@ -26,7 +28,7 @@ from lottery_tickets import (
     get_model_size,
     validate_pruning_correctness,
 )
-from lottery_tickets.errors import MaskError
+from lottery_tickets.errors import CheckpointError, MaskError
 
 # ---------------------------------------------------------------- validation
 
@@ -85,6 +87,32 @@ def test_what_does_not_fit_is_reported() -> None:
     assert not found["valid"]
     with pytest.raises(MaskError, match="a mask holds only 0 and 1"):
         validate_pruning_correctness(model, {"0.weight": torch.full((2, 2), 0.5)})
+
+
+def test_a_checkpoint_is_looked_at_on_disk_as_the_loaded_model_is(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    mask = create_magnitude_mask(model, 0.5)
+    apply_mask(model, mask)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, :2] = float("nan")
+    model.save_pretrained(tmp_path / "model", max_shard_size="1KB")
+    assert validate_pruning_correctness(tmp_path / "model", mask) == validate_pruning_correctness(model, mask)
+    bare = {name.removeprefix("model."): mask[name] for name in mask if name != "lm_head.weight"}
+    assert (
+        validate_pruning_correctness(model.model, bare)["problems"]
+        == (validate_pruning_correctness(tmp_path / "model", bare)["problems"])
+    ), "the files say model. before each name"
+    other = {"gone": torch.ones(2), "lm_head.weight": torch.ones(3, 3)}
+    assert validate_pruning_correctness(str(tmp_path / "model"), other)["problems"] == [
+        "gone: the model has no such parameter",
+        "lm_head.weight: mask (3, 3), parameter (16, 8)",
+    ]
+    with pytest.raises(CheckpointError, match="neither a folder here nor"):
+        validate_pruning_correctness("nothing", mask)
 
 
 # ---------------------------------------------------------------- sparsity and size

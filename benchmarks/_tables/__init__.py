@@ -1,7 +1,7 @@
 """The sections of docs/measurements.md, in their order."""
 
 from _tables.birds import check, memory, optimizers, rank_correlation
-from _tables.disk import streaming
+from _tables.disk import quality_from_disk, streaming
 from _tables.iterative import imp
 from _tables.masks import evaluation, selection
 from _tables.planning import plans
@@ -9,6 +9,6 @@ from _tables.reproduction import reproduction
 from _tables.scores import criteria, scoring
 
 SECTIONS = (
-    *(selection, streaming, evaluation, scoring, criteria, optimizers, memory, check, rank_correlation),
-    *(imp, reproduction, plans),
+    *(selection, streaming, quality_from_disk, evaluation, scoring, criteria, optimizers, memory, check),
+    *(rank_correlation, imp, reproduction, plans),
 )

@@ -22,7 +22,7 @@ machine with {results["machine"]["memory_bytes"] / 1e9:.0f} GB of memory: a tick
 {results["sparsity"]} under one threshold drawn from its folder, and a pruned copy,
 each in a process of its own and with nothing of the files cached. Memory is anonymous memory above what the
 process took when it had the library, transformers and the kernels; that of `prune_checkpoint` begins with the
-ticket loaded.
+ticket loaded. "planned" is what `plan_memory` says of it beforehand.
 
 {streaming_table(results)}
 
@@ -36,13 +36,18 @@ ticket loaded.
 
 def streaming_table(results: Results) -> str:
     """Time, speed, bytes read and memory of each way."""
-    lines = ["| | seconds | GB/s | read, times the files | memory |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| | seconds | GB/s | read, times the files | memory | planned |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for name, label in ROWS.items():
         run = results["runs"][name]
         memory = (run["anonymous_peak"] - run["anonymous_before"]) / MIB
+        planned = results["planned_bytes"].get(name)
         lines.append(
             f"| {label} | {run['seconds']:.1f} | {results['file_bytes'] / run['seconds'] / 1e9:.2f} "
-            f"| {run['bytes_read'] / results['file_bytes']:.2f} | {number(memory, 0)} MiB |"
+            f"| {run['bytes_read'] / results['file_bytes']:.2f} | {number(memory, 0)} MiB "
+            f"| {f'{planned / MIB:,.0f} MiB' if planned else ''} |"
         )
     return "\n".join(lines)
 
@@ -54,9 +59,44 @@ def bars(results: Results) -> str:
     return "\n".join(
         [
             f"| time of drawing, against reading twice | x {draw:.2f} | x {limits['create_magnitude_mask']} |",
+            f"| time of drawing, against half of that | x {results['once_ratio']:.2f} | |",
             f"| time of applying, against `cp` | x {apply:.2f} | x {limits['prune_checkpoint']} |",
             f"| memory of drawing: the packed mask ({results['packed_mask_bytes'] / MIB:,.0f} MiB) and 256 MiB "
             f"| {results['anonymous_bytes'] / MIB:,.0f} MiB | {results['anonymous_bar'] / MIB:,.0f} MiB |",
             f"| bytes read in drawing, times the files | {results['read_ratio']:.2f} | 2 |",
         ]
+    )
+
+
+def quality_from_disk() -> str:
+    """A ticket's quality, block by block."""
+    results = load("quality_from_disk")
+    return f"""## Quality from disk
+
+The dense model and a ticket of sparsity {results["sparsity"]:.1f} on {results["tokens"]} tokens, by
+`compute_lottery_ticket_quality` from the folder: the same checkpoint of {results["file_bytes"] / 1e9:.1f} GB,
+each line in a process of its own and with nothing of the files cached. Memory is all anonymous memory of the
+process at its peak, the ticket's {results["mask_bytes"] / 1e9:.1f} GB in it. The reader leaves the processor idle;
+what the evaluation takes beyond it is two forward passes of the model. Of the embedding it reads the rows of these
+tokens, which is why the files are not read whole.
+
+| | seconds | read, times the files | memory |
+| --- | ---: | ---: | ---: |
+{quality_rows(results)}
+
+Memory was to be {results["anonymous_bar"] / 1e9:.0f} GB at most; the time is
+{results["time_ratio"]:.1f} times that of reading the files once.
+
+{machine_line(results)}{other_work(results)}
+"""
+
+
+def quality_rows(results: Results) -> str:
+    """Reading and evaluating."""
+    labels = {"read once": "reading all files once", "quality from disk": "`compute_lottery_ticket_quality`"}
+    return "\n".join(
+        f"| {label} | {run['seconds']:.1f} | {run['bytes_read'] / results['file_bytes']:.2f} "
+        f"| {run['anonymous_peak'] / 1e9:.2f} GB |"
+        for name, label in labels.items()
+        for run in [results["runs"][name]]
     )

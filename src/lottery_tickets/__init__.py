@@ -4,6 +4,7 @@ The names in `__all__` are the promised ones; files may move, names may not. The
 are what it is made of, and a module imports only from the floors below its own:
 
     cli, utils                        the command line; helper names for those who look for them there
+    integrations                      callbacks for the trainers of transformers and Lightning
     verdict                           models, data, tickets -> is it a winning ticket? controls and statistics
     early_bird                        model, data -> the ticket, at the moment at which it has settled
     iterative_pruning                 model, data -> the ticket, after rounds of training, pruning and rewinding
@@ -16,7 +17,7 @@ are what it is made of, and a module imports only from the floors below its own:
     robustness                        model, data -> loss over sparsities
     vision                            small networks and images to try things on
     overlap, inspection, determinism  masks beside each other, zeros and sizes, seeds
-    large_models                      checkpoint folders, tensor by tensor
+    large_models                      checkpoint folders, tensor by tensor, and models in them block by block
     gradients                         gradients of single samples, made in the backward pass and forgotten
     planning                          bytes of every operation, item by item, before it starts
     detection                         masks of successive checks -> has the ticket settled?
@@ -24,6 +25,7 @@ are what it is made of, and a module imports only from the floors below its own:
     sparsity                          how much is removed, and where the line is drawn
     masks, _batches                   what a ticket is; a batch of any form -> a loss that adds
     runs                              the folder of a run that can be killed at any moment and go on
+    _ranks                            processes that count together, and fail together
     _kernels, errors                  compiled loops over bits; what can go wrong
 
 Names are imported when they are first used, so that the command line answers without loading torch.

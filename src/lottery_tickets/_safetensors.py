@@ -2,7 +2,8 @@
 
 A file is the length of its header (eight bytes, little-endian), the header (JSON, name to data type, shape and
 place, and text under `__metadata__`), and the data. Headers come from strangers: nothing is read or allocated by a
-number in one that has not been compared with the file's own size.
+number in one that has not been compared with the file's own size. JSON takes many times its text as objects, so a
+header has to be small beside its file: that keeps reading within twice the file and 64 MiB, whatever is in it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ METADATA = "__metadata__"
 
 # What the safetensors library reads at most, too.
 _LONGEST_HEADER = 100_000_000
+# Bytes of objects that come from a byte of JSON at most, as the worst texts have been seen to take, and what may
+# be taken by a file so small that its header is most of it.
+_OBJECTS, _ALLOWED = 40, 64 << 20
 # What torch can count, and what it can lay out.
 MOST_ELEMENTS = (1 << 63) - 1
 MOST_DIMENSIONS = 64
@@ -76,8 +80,19 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         length = int.from_bytes(prefix, "little")
         if length > min(size - 8, _LONGEST_HEADER):
             raise DamagedFileError(f"header too large: {length} bytes in a file of {size}")
+        check_text_size(length, size)
         text = file.read(length)
     return _parsed(text, 8 + length, size)
+
+
+def check_text_size(length: int, size: int) -> None:
+    """Refuse JSON that as objects could take more than twice the bytes that it speaks of, and 64 MiB.
+
+    Raises:
+        DamagedFileError: It could.
+    """
+    if _OBJECTS * length > 2 * size + _ALLOWED:
+        raise DamagedFileError(f"{length} bytes of JSON for {size} bytes: too many to be what they should")
 
 
 def parse_json(text: bytes | str) -> Any:

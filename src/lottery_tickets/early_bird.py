@@ -47,6 +47,7 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from lottery_tickets._batches import LossFunction
 from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
@@ -62,6 +63,7 @@ from lottery_tickets.training import (
     Recipe,
     SchedulerFactory,
     TrainerFunction,
+    joined,
 )
 
 __all__ = [
@@ -111,6 +113,7 @@ def compute_early_bird_tickets(
     progress: bool = ...,
     save_masks: bool = ...,
     check_memory: bool = ...,
+    process_group: ProcessGroup | None = ...,
 ) -> EarlyBirdResults: ...
 
 
@@ -151,6 +154,7 @@ def compute_early_bird_tickets(
     progress: bool = ...,
     save_masks: bool = ...,
     check_memory: bool = ...,
+    process_group: ProcessGroup | None = ...,
 ) -> list[EarlyBirdResults]: ...
 
 
@@ -190,6 +194,7 @@ def compute_early_bird_tickets(
     progress: bool = True,
     save_masks: bool = False,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> EarlyBirdResults | list[EarlyBirdResults]:
     r"""Train a model until its magnitude mask has settled; the mask is the early-bird ticket.
 
@@ -257,6 +262,10 @@ def compute_early_bird_tickets(
         progress: Show a bar on anything that takes over two seconds.
         save_masks: Keep the mask of every check in `run_dir`/masks, as a ticket file.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: Ranks that train together, with the same weights and arguments on each: the update is that
+            of the batches of all ranks as one, and every rank comes to the same results. Each is given batches of
+            its own, as many as the others; `SharedBatches` gives it a share of every one. Rank 0 writes `run_dir`,
+            which all see. None for this process alone, or the group of a model in DistributedDataParallel.
 
     Returns:
         An `EarlyBirdResults`, or a list of them in the order of the sparsities.
@@ -274,6 +283,7 @@ def compute_early_bird_tickets(
         StructureError: A kind of unit that is not known, or that the model has none of.
         RunFolderError: A folder in use, of another configuration, damaged or not writable.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A rank failed or has gone, or ranks have other weights, arguments or masks than others.
 
     Example:
         >>> import torch
@@ -294,45 +304,48 @@ def compute_early_bird_tickets(
         arXiv 1909.11957, section 3.2 (mask distance) and algorithm 1. Lv et al., "Full Parameter Fine-tuning for
         Large Language Models with Limited Resources", ACL 2024, arXiv 2306.09782, section 3.1 (the fused step).
     """
-    settings = checked_settings(
-        target_sparsity,
-        criterion,
-        use_magnitude_ranking=use_magnitude_ranking,
-        convergence_threshold=convergence_threshold,
-        stability_window=stability_window,
-        max_epochs=max_epochs,
-        check_interval=check_interval,
-        check_every_steps=check_every_steps,
-        include=include,
-        exclude=exclude,
-        seed=seed,
-        structure=structure,
-    )
-    recipe = Recipe(
-        trainer_fn=trainer_fn,
-        max_batch_size=max_batch_size,
-        learning_rate=learning_rate,
-        optimizer=optimizer or ("sgd" if use_sgd else "adamw"),
-        scheduler=scheduler,
-        loss_fn=loss_fn,
-        gradient_checkpointing=gradient_checkpointing,
-        max_grad_norm=max_grad_norm,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        precision=precision,
-        nonfinite=nonfinite,
-        max_skipped=max_skipped,
-        bn_l1=bn_l1,
-    )
-    results = find_birds(
-        model,
-        dataloader,
-        settings,
-        recipe,
-        run_dir=run_dir,
-        resume=resume,
-        save_masks=save_masks,
-        progress=progress,
-        check_memory=check_memory,
-    )
+    model, ranks = joined(model, process_group, "The search for early-bird tickets", sharded=True)
+    with ranks.together():
+        settings = checked_settings(
+            target_sparsity,
+            criterion,
+            use_magnitude_ranking=use_magnitude_ranking,
+            convergence_threshold=convergence_threshold,
+            stability_window=stability_window,
+            max_epochs=max_epochs,
+            check_interval=check_interval,
+            check_every_steps=check_every_steps,
+            include=include,
+            exclude=exclude,
+            seed=seed,
+            structure=structure,
+        )
+        recipe = Recipe(
+            trainer_fn=trainer_fn,
+            max_batch_size=max_batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer or ("sgd" if use_sgd else "adamw"),
+            scheduler=scheduler,
+            loss_fn=loss_fn,
+            gradient_checkpointing=gradient_checkpointing,
+            max_grad_norm=max_grad_norm,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            precision=precision,
+            nonfinite=nonfinite,
+            max_skipped=max_skipped,
+            bn_l1=bn_l1,
+        )
+        results = find_birds(
+            model,
+            dataloader,
+            settings,
+            recipe,
+            run_dir=run_dir,
+            resume=resume,
+            save_masks=save_masks,
+            progress=progress,
+            check_memory=check_memory,
+            ranks=ranks,
+        )
     return results if isinstance(target_sparsity, Sequence) else results[0]

@@ -35,6 +35,10 @@ class MaskFileError(LotteryTicketError, ValueError):
     """A ticket file that is damaged, incomplete or of an unknown format."""
 
 
+class HubError(LotteryTicketError, RuntimeError):
+    """A hub that cannot be reached, or that does not have or take what it is asked to."""
+
+
 class ScoreFileError(LotteryTicketError, ValueError):
     """A file of scores that is damaged, or that holds something else."""
 
@@ -97,6 +101,10 @@ class PlanError(LotteryTicketError, ValueError):
 
 class MemoryPlanError(LotteryTicketError, RuntimeError):
     """An operation that needs more memory than is free, refused before it starts."""
+
+
+class DistributedError(LotteryTicketError, RuntimeError):
+    """Work of several processes that ended on all: one failed or has gone, or they do not do the same."""
 
 
 class MissingExtraError(LotteryTicketError, ImportError):

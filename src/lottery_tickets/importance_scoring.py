@@ -15,8 +15,10 @@ from typing import Any, Literal, TypedDict, get_args, overload
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from lottery_tickets._batches import LossFunction, batches_of
+from lottery_tickets._wanda import compute_wanda_importance
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients import (
     Criterion,
@@ -28,7 +30,7 @@ from lottery_tickets.gradients import (
     compute_grasp_importance,
     compute_scores,
     compute_synflow_importance,
-    compute_wanda_importance,
+    refuse_folder,
     scorable,
 )
 from lottery_tickets.masks import Patterns
@@ -101,6 +103,7 @@ def compute_gradient_importance(
     return_stats: Literal[False] = ...,
     progress: bool = ...,
     check_memory: bool = ...,
+    process_group: ProcessGroup | None = ...,
 ) -> Scores: ...
 
 
@@ -123,6 +126,7 @@ def compute_gradient_importance(
     return_stats: Literal[True],
     progress: bool = ...,
     check_memory: bool = ...,
+    process_group: ProcessGroup | None = ...,
 ) -> tuple[Scores, ScoreStats]: ...
 
 
@@ -144,6 +148,7 @@ def compute_gradient_importance(
     return_stats: bool = False,
     progress: bool = True,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> Scores | tuple[Scores, ScoreStats]:
     """Scores of weights w from the gradients g_s = dL_s/dw of the losses of n single samples s.
 
@@ -182,6 +187,10 @@ def compute_gradient_importance(
         return_stats: Return a `ScoreStats` too; takes another look at each gradient.
         progress: Show a bar on anything that takes over two seconds.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: Ranks with the same weights, each of which goes through batches of its own, any number of
+            them (or none) and `num_samples` at most; every rank gets the scores that one would find that saw them
+            all, up to rounding in the order of sums. None for this process alone, or the group of a model in
+            DistributedDataParallel.
 
     Returns:
         Scores by name, or a pair of them and a `ScoreStats`.
@@ -191,6 +200,7 @@ def compute_gradient_importance(
         BatchError: A batch or a model output of an unknown form.
         ParameterSelectionError: Nothing to score, or a pattern without a match.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A rank failed or has gone.
 
     Example:
         >>> import torch
@@ -222,6 +232,7 @@ def compute_gradient_importance(
         checkpoint_activations=checkpoint_activations,
         progress=progress,
         check_memory=check_memory,
+        process_group=process_group,
     )
     scored = compute_scores(model, dataloader, _CRITERIA[importance_type], options, moments=return_stats)
     return (scored.scores, _stats(scored)) if return_stats else scored.scores
@@ -418,6 +429,7 @@ def compute_magnitude_importance(
     References:
         Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015, section 3.
     """
+    refuse_folder(model, "scores by magnitude are a copy of the weights, four bytes for each")
     refuse_if_too_large("magnitude", model, check=check_memory, include=include, exclude=exclude)
     scores = {}
     for name, parameter in scorable(model, include, exclude).items():
@@ -453,7 +465,7 @@ def compute_hybrid_importance(
         exclude: Narrows it.
         options: Criterion to further keyword arguments of its own function.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
-        shared: Keyword arguments of every function that needs data: num_samples, seed, progress.
+        shared: Keyword arguments of every function that needs data: num_samples, seed, progress, process_group.
 
     Returns:
         Scores by name.
@@ -471,6 +483,7 @@ def compute_hybrid_importance(
         >>> compute_hybrid_importance(model, batch, {"magnitude": 1.0, "grad_norm": 0.5})
         {'weight': tensor([[1.0000, 1.2500]])}
     """
+    refuse_folder(model, "sums of ranks are of criteria that need the whole model in memory")
     functions = _functions()
     given = dict(options or {})
     for name, factor in [*weights.items(), *dict.fromkeys(given, 1.0).items()]:

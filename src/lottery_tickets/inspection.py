@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TypedDict
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import MaskError, ParameterSelectionError
+from lottery_tickets.large_models import map_parameters, resolve_model
 from lottery_tickets.masks import Mask, as_mask, packed_size, parameter_aliases, prunable_parameters, unpack_range
 
 # Weights looked at together; a multiple of eight, since masks are cut at whole bytes.
@@ -68,13 +70,16 @@ class ModelSize(TypedDict):
     mask_bytes: int
 
 
-def validate_pruning_correctness(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> PruningValidation:
+def validate_pruning_correctness(
+    model: nn.Module | str | os.PathLike[str], mask: Mapping[str, torch.Tensor]
+) -> PruningValidation:
     """Whether a model is pruned as its mask says, tensor by tensor.
 
     What does not fit is reported, not raised. Works through each tensor block by block.
 
     Args:
-        model: A model whose pruned weights should be zero, such as after `apply_mask`.
+        model: A model whose pruned weights should be zero, such as after `apply_mask`; or the folder of a
+            checkpoint or its hub id, read from disk without loading the model.
         mask: A `Mask` or a plain dict of tensors.
 
     Returns:
@@ -82,6 +87,7 @@ def validate_pruning_correctness(model: nn.Module, mask: Mapping[str, torch.Tens
 
     Raises:
         MaskError: Mask contents that are not one bit per weight.
+        CheckpointError: A checkpoint that `resolve_model` refuses.
 
     Example:
         >>> import torch
@@ -95,9 +101,11 @@ def validate_pruning_correctness(model: nn.Module, mask: Mapping[str, torch.Tens
         True
     """
     ticket = as_mask(mask)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    kept = ticket.layer_kept()
-    tensors = {name: _check(parameters.get(name), ticket, name, kept[name]) for name in ticket}
+    if isinstance(model, nn.Module):
+        tensors = _checks(dict(model.named_parameters(remove_duplicate=False)), ticket)
+    else:
+        with map_parameters(resolve_model(model), ticket) as stored:
+            tensors = _checks(stored, ticket)
     problems = [f"{name}: {problem}" for name, check in tensors.items() for problem in check["problems"]]
     return PruningValidation(valid=not problems, tensors=tensors, problems=problems)
 
@@ -173,7 +181,12 @@ def get_model_size(model: nn.Module) -> ModelSize:
     )
 
 
-def _check(parameter: nn.Parameter | None, ticket: Mask, name: str, kept: int) -> TensorCheck:
+def _checks(parameters: Mapping[str, torch.Tensor], ticket: Mask) -> dict[str, TensorCheck]:
+    kept = ticket.layer_kept()
+    return {name: _check(parameters.get(name), ticket, name, kept[name]) for name in ticket}
+
+
+def _check(parameter: torch.Tensor | None, ticket: Mask, name: str, kept: int) -> TensorCheck:
     shape = ticket.shapes[name]
     check = TensorCheck(pruned=shape.numel() - kept, not_zero=0, nan=0, problems=[])
     if parameter is None:

@@ -40,6 +40,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from lottery_tickets._arguments import check_count
 from lottery_tickets._batches import LossFunction
@@ -63,8 +64,10 @@ from lottery_tickets.training import (
     Recipe,
     SchedulerFactory,
     TrainerFunction,
+    check_alike,
     checkpointed,
     configuration,
+    joined,
     training,
 )
 
@@ -109,6 +112,7 @@ def compute_iterative_magnitude_pruning(
     seed: int = 0,
     progress: bool = True,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> IterativePruningResults:
     r"""Train, prune and rewind for several rounds; the last mask is the ticket.
 
@@ -176,6 +180,11 @@ def compute_iterative_magnitude_pruning(
         seed: Non-negative integer.
         progress: Show a bar on anything that takes over two seconds.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: Ranks that train together, with the same weights and arguments on each: the update is that
+            of the batches of all ranks as one, evaluations are those of all ranks' data, and every rank comes to
+            the same results. Each is given batches of its own, in training as many as the others; `SharedBatches`
+            gives it a share of every one. Rank 0 writes `run_dir`, which all see. None for this process alone, or
+            the group of a model in DistributedDataParallel.
 
     Returns:
         An `IterativePruningResults`.
@@ -192,6 +201,7 @@ def compute_iterative_magnitude_pruning(
         BatchError: A batch of an unknown form.
         RunFolderError: A folder in use, of another configuration, damaged or not writable.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A rank failed or has gone, or ranks have other weights, arguments or masks than others.
 
     Warns:
         LayerCollapseWarning: A tensor lost all its weights.
@@ -224,78 +234,85 @@ def compute_iterative_magnitude_pruning(
         2020, section 3 (rewinding to step k). Renda, Frankle and Carbin, "Comparing Rewinding and Fine-tuning in
         Neural Network Pruning", ICLR 2020, section 2 (learning rate rewinding).
     """
-    settings = Settings(
-        target_sparsity=target_sparsity,
-        num_iterations=num_iterations,
-        epochs=epochs,
-        rewind=rewind,
-        rewind_epoch=rewind_epoch,
-        rewind_step=rewind_step,
-        prune_fraction=prune_fraction,
-        scope=scope,
-        criterion=criterion,
-        layer_fractions=dict(layer_fractions or {}),
-        include=lasting(include),
-        exclude=lasting(exclude),
-        evaluated=eval_dataloader is not None,
-        tested=test_dataloader is not None,
-        eval_every_steps=eval_every_steps,
-        seed=seed,
-    )
-    recipe = Recipe(
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        scheduler=scheduler,
-        loss_fn=loss_fn,
-        trainer_fn=trainer_fn,
-        max_batch_size=max_batch_size,
-        max_grad_norm=max_grad_norm,
-        gradient_checkpointing=gradient_checkpointing,
-        precision=precision,
-        nonfinite=nonfinite,
-        max_skipped=max_skipped,
-    )
-    order = DataOrder(dataloader, seed)
-    settings.check_against(recipe, order.length)
-    check_count("save_every_steps", save_every_steps)
-    weights = prunable_parameters(model, settings.include, settings.exclude)
-    fixed = [name for name, weight in weights.items() if not weight.requires_grad]
-    if fixed:
-        raise TrainingError(
-            f"{fixed[0]} is prunable and requires no gradient, so it would be pruned and never trained. Let it "
-            "require one, or leave it out with exclude."
+    model, ranks = joined(model, process_group, "Iterative pruning")
+    with ranks.together():
+        settings = Settings(
+            target_sparsity=target_sparsity,
+            num_iterations=num_iterations,
+            epochs=epochs,
+            rewind=rewind,
+            rewind_epoch=rewind_epoch,
+            rewind_step=rewind_step,
+            prune_fraction=prune_fraction,
+            scope=scope,
+            criterion=criterion,
+            layer_fractions=dict(layer_fractions or {}),
+            include=lasting(include),
+            exclude=lasting(exclude),
+            evaluated=eval_dataloader is not None,
+            tested=test_dataloader is not None,
+            eval_every_steps=eval_every_steps,
+            seed=seed,
         )
-    groups = groups_of(
-        {name: weight.numel() for name, weight in weights.items()},
-        rounds=num_iterations,
-        target_sparsity=target_sparsity,
-        prune_fraction=prune_fraction,
-        layer_fractions=settings.layer_fractions,
-        by_layer=scope == "layer",
-    )
-    refuse_training_if_too_large(
-        "iterative",
-        model,
-        dataloader,
-        recipe,
-        check=check_memory,
-        include=settings.include,
-        exclude=settings.exclude,
-        on_disk=run_dir is not None,
-        rewind_later=bool(rewind_epoch or rewind_step),
-    )
-    judge = None if eval_dataloader is None else Judge(eval_dataloader, test_dataloader, loss_fn=loss_fn)
-    with ExitStack() as stack:
-        stack.enter_context(private_random_state())
-        run = None
-        if run_dir is not None:
+        recipe = Recipe(
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            scheduler=scheduler,
+            loss_fn=loss_fn,
+            trainer_fn=trainer_fn,
+            max_batch_size=max_batch_size,
+            max_grad_norm=max_grad_norm,
+            gradient_checkpointing=gradient_checkpointing,
+            precision=precision,
+            nonfinite=nonfinite,
+            max_skipped=max_skipped,
+        )
+        order = DataOrder(dataloader, seed, ranks)
+        settings.check_against(recipe, order.length)
+        check_count("save_every_steps", save_every_steps)
+        weights = prunable_parameters(model, settings.include, settings.exclude)
+        fixed = [name for name, weight in weights.items() if not weight.requires_grad]
+        if fixed:
+            raise TrainingError(
+                f"{fixed[0]} is prunable and requires no gradient, so it would be pruned and never trained. Let "
+                "it require one, or leave it out with exclude."
+            )
+        groups = groups_of(
+            {name: weight.numel() for name, weight in weights.items()},
+            rounds=num_iterations,
+            target_sparsity=target_sparsity,
+            prune_fraction=prune_fraction,
+            layer_fractions=settings.layer_fractions,
+            by_layer=scope == "layer",
+        )
+        refuse_training_if_too_large(
+            "iterative",
+            model,
+            dataloader,
+            recipe,
+            check=check_memory,
+            include=settings.include,
+            exclude=settings.exclude,
+            on_disk=run_dir is not None,
+            rewind_later=bool(rewind_epoch or rewind_step),
+        )
+        judge = None
+        if eval_dataloader is not None:
+            judge = Judge(eval_dataloader, test_dataloader, loss_fn=loss_fn, ranks=ranks)
+        with ExitStack() as stack:
+            stack.enter_context(private_random_state())
+            run = None
             told = configuration("compute_iterative_magnitude_pruning", model, order, settings, recipe)
-            run = stack.enter_context(RunFolder.open(run_dir, told, resume=resume))
-        stack.enter_context(training(model))
-        checkpointing = stack.enter_context(checkpointed(model, gradient_checkpointing))
-        trainings = Trainings(model, dataloader, order, settings, recipe, judge, checkpointing)
-        experiment = Experiment(trainings, groups, run, save_every_steps=save_every_steps, progress=progress)
-        experiment.run()
-        return experiment.results()
+            check_alike(ranks, told, model)
+            if run_dir is not None:
+                run = stack.enter_context(RunFolder.open(run_dir, told, resume=resume, ranks=ranks))
+            stack.enter_context(training(model))
+            checkpointing = stack.enter_context(checkpointed(model, gradient_checkpointing))
+            trainings = Trainings(model, dataloader, order, settings, recipe, judge, checkpointing, ranks)
+            experiment = Experiment(
+                trainings, groups, run, save_every_steps=save_every_steps, progress=progress and ranks.first
+            )
+            experiment.run()
+            return experiment.results()

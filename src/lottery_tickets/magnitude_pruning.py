@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from numbers import Real
 from typing import TypedDict, overload
@@ -15,7 +16,7 @@ from torch import nn
 
 from lottery_tickets.errors import ParameterSelectionError, SparsityError
 from lottery_tickets.large_models import map_weights, resolve_model
-from lottery_tickets.masks import Mask, Patterns, prunable_parameters
+from lottery_tickets.masks import Division, Mask, Patterns, local_of, prunable_parameters, reshard
 from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.sparsity import (
     Allocation,
@@ -126,6 +127,9 @@ def create_magnitude_mask(
     row-major inside a tensor, the earlier weight pruned first. Data types may differ between tensors; magnitudes
     are compared by value, inf is the largest, and -0.0 equals 0.0.
 
+    Where parameters are DTensors (FSDP2, tensor parallelism), all ranks make this call. Each counts what it holds
+    and gets a `ShardedMask` with the bits of its own weights; together they are those of the model in one piece.
+
     Args:
         model: A model, or a mapping from names to tensors of weights (then all of them are ranked).
         sparsity: Fraction removed, in [0, 1). A list gives one mask each, from the same counts, and the masks
@@ -160,6 +164,7 @@ def create_magnitude_mask(
         ParameterSelectionError: A pattern that matches nothing.
         MemoryPlanError: More memory is needed than is free.
         CheckpointError: A checkpoint that `map_weights` refuses.
+        DistributedError: Another rank failed, has gone, or was given something else.
 
     Warns:
         LayerCollapseWarning: A global threshold removed every weight of a tensor.
@@ -179,10 +184,13 @@ def create_magnitude_mask(
         (global pruning).
     """
     rule = Rule(scope, allocation, pattern, pattern_remainder, min_density, owl_threshold, owl_lambda)
+    number = max(1, len(sparsity)) if isinstance(sparsity, Sequence) else 1
+    ask = partial(refuse_if_too_large, "mask", check=check_memory, masks=number, use_histogram=use_histogram)
     label = _COUNTING if progress else None
     ranked = partial(Ranked, nan=nan, use_histogram=use_histogram, progress=label)
     if isinstance(model, (str, os.PathLike)):
         with map_weights(resolve_model(model), include, exclude, only_weights=only_weights) as weights:
+            ask(weights.tensors, from_disk=True)
             if rule.pattern is not None or rule.scope == "row":
                 weights.check_layouts()
             masks, single = draw_masks(
@@ -190,10 +198,12 @@ def create_magnitude_mask(
             )
     else:
         tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
-        number = len(sparsity) if isinstance(sparsity, Sequence) else 1
-        refuse_if_too_large("mask", tensors, check=check_memory, masks=max(1, number), use_histogram=use_histogram)
         layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
-        masks, single = draw_masks(ranked(tensors, layouts), sparsity, rule)
+        division = Division.of(tensors)
+        parts = {name: local_of(tensor) for name, tensor in tensors.items()}
+        with division.ranks.together() if division else nullcontext():
+            ask(parts)
+            masks, single = draw_masks(ranked(parts, layouts, division=division), sparsity, rule)
     for mask in masks:
         _log.info("drawn by magnitude, %s: %r", rule, mask)
     if rule.by_threshold:
@@ -208,6 +218,7 @@ def compute_layerwise_magnitude_ticket(
     layer_importance_weights: Mapping[str, float] | None = None,
     *,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> LayerwiseTicket:
     """Magnitude ticket with its sparsity layer by layer, some layers spared more than others if asked.
 
@@ -221,6 +232,7 @@ def compute_layerwise_magnitude_ticket(
         use_global_ranking: One threshold for all layers, or one per layer.
         layer_importance_weights: Parameter or module name to a positive finite number; layers not named have 1.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         A `LayerwiseTicket`.
@@ -228,6 +240,7 @@ def compute_layerwise_magnitude_ticket(
     Raises:
         SparsityError: A sparsity outside [0, 1), an unknown layer, or an importance that is not positive.
         WeightsError: NaN, meta tensors, or a data type without magnitudes.
+        MemoryPlanError: More memory is needed than is free.
 
     Warns:
         LayerCollapseWarning: A global threshold removed every weight of a tensor.
@@ -248,6 +261,7 @@ def compute_layerwise_magnitude_ticket(
     check_sparsity(target_sparsity, "target_sparsity")
     tensors = _ranked_tensors(model, None, None, only_weights=True)
     importance = _importance(tensors, layer_importance_weights or {})
+    refuse_if_too_large("mask", tensors, check=check_memory)
     numels = {name: tensor.numel() for name, tensor in tensors.items()}
     removed = removed_count(target_sparsity, sum(numels.values()))
     weighted = bool(layer_importance_weights)
@@ -261,8 +275,8 @@ def compute_layerwise_magnitude_ticket(
     else:
         removals = removals_by_weight(numels, importance, removed)
         threshold, bits = {}, {}
-        for name, tensor in tensors.items():
-            selector = Ranked(tensors, progress=label).selector({name: tensor})
+        for name in tensors:
+            selector = Ranked(tensors, progress=label).selector([name])
             (line,) = selector.lines([removals[name]])
             threshold[name] = line.threshold
             bits |= selector.bits(line)
@@ -282,6 +296,7 @@ def _ranked_tensors(
     model: nn.Module | Mapping[str, torch.Tensor], include: Patterns, exclude: Patterns, *, only_weights: bool
 ) -> Mapping[str, torch.Tensor]:
     if isinstance(model, nn.Module):
+        reshard(model)
         return prunable_parameters(model, include, exclude, only_weights=only_weights)
     if include is not None or exclude is not None:
         raise ParameterSelectionError(

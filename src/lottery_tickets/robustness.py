@@ -14,6 +14,7 @@ from tqdm import tqdm
 from lottery_tickets._batches import LossFunction, batches_of, measure_mean
 from lottery_tickets.errors import EvaluationError, SparsityError
 from lottery_tickets.masks import Mask, applied, prunable_parameters
+from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.sparsity import Selection, Selector, Sorting, check_sparsity, removed_count
 
 # A level that retains less than this is where a network is said to break.
@@ -83,6 +84,7 @@ def compute_pruning_robustness(
     *,
     loss_fn: LossFunction | None = None,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> PruningRobustness:
     """Loss of a model's global magnitude tickets at several sparsities, without training.
 
@@ -97,6 +99,7 @@ def compute_pruning_robustness(
         return_masks: Return the tickets too.
         loss_fn: `loss_fn(logits, targets)` in place of the model's usual loss; its losses are not negative.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         A `PruningRobustness`.
@@ -105,6 +108,7 @@ def compute_pruning_robustness(
         SparsityError: No levels, or one outside [0, 1).
         WeightsError: NaN, meta tensors, or a data type without magnitudes.
         BatchError: A batch of an unknown form.
+        MemoryPlanError: More memory is needed than is free.
         EvaluationError: Nothing to measure, or a loss that is negative or not finite; the message says at which
             sparsity.
 
@@ -128,6 +132,14 @@ def compute_pruning_robustness(
     if not levels:
         raise SparsityError("sparsity_levels is empty: give at least one fraction in [0, 1).")
     batches = list(batches_of(batch))
+    refuse_if_too_large(
+        "robustness",
+        model,
+        batches,
+        check=check_memory,
+        masks=len(levels) if return_masks else 1,
+        use_histogram=use_histogram_quantiles,
+    )
     weights = prunable_parameters(model)
     numel = sum(weight.numel() for weight in weights.values())
     shapes = {name: weight.shape for name, weight in weights.items()}

@@ -24,6 +24,7 @@ from lottery_tickets._stability._results import (
 )
 from lottery_tickets._stability._train import TrainFunction, Training
 from lottery_tickets.errors import TrainingError
+from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.training import (
     Checkpointing,
     Nonfinite,
@@ -75,6 +76,7 @@ def compute_linear_mode_connectivity(
     loss_fn: LossFunction | None = None,
     seed: int = 0,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> LinearModeConnectivity:
     """Loss and error on the straight line between two states of a model, and the height of the barrier there.
 
@@ -109,6 +111,7 @@ def compute_linear_mode_connectivity(
         loss_fn: `loss_fn(logits, targets)` in place of the model's usual loss; there are no errors then.
         seed: Of the order of the batches, where the loader has one that is random. Non-negative integer.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         A `LinearModeConnectivity`.
@@ -121,6 +124,7 @@ def compute_linear_mode_connectivity(
         WeightsError: A state with NaN or infinite values, or tensors on the meta device.
         CheckpointError: A file that is not a whole safetensors file.
         BatchError: A batch of an unknown form.
+        MemoryPlanError: More memory is needed than is free.
 
     Example:
         >>> import torch
@@ -146,6 +150,7 @@ def compute_linear_mode_connectivity(
         seed=seed,
         progress=progress,
     )
+    refuse_if_too_large("connectivity", model, dataloader, check=check_memory)
     measured = measure_path(model, state_a, state_b, measuring, mask)
     return LinearModeConnectivity(
         alphas=measured.alphas,
@@ -173,6 +178,7 @@ def compute_instability(
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> Instability:
     """How far apart the order of the data drives networks that agree until step k: which step to rewind to.
 
@@ -209,6 +215,7 @@ def compute_instability(
             change.
         resume: If False, a folder that holds a run already is an error.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is trained if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         An `Instability`.
@@ -219,6 +226,7 @@ def compute_instability(
         EvaluationError: Data that cannot be measured on, or errors asked for where there are no classes.
         WeightsError: A training that ended with NaN or infinite weights.
         MaskMismatchError: A mask that is not of these networks.
+        MemoryPlanError: More memory is needed than is free.
         RunFolderError: A folder in use, of another configuration, damaged or not writable; or a state of `train`
             that cannot be written.
 
@@ -257,7 +265,17 @@ def compute_instability(
         seed=0,
         progress=progress,
     )
-    with analysing(make_model, train, settings, measuring, mask, run_dir=run_dir, resume=resume) as experiment:
+    analysis = analysing(
+        make_model,
+        train,
+        settings,
+        measuring,
+        mask,
+        run_dir=run_dir,
+        resume=resume,
+        check_memory=check_memory,
+    )
+    with analysis as experiment:
         pairs = [having(metric, pair) for pair in experiment.pairs()]
     return summarised(pairs, metric=metric, threshold=threshold, confidence=confidence)
 

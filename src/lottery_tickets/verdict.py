@@ -89,6 +89,7 @@ def compute_ticket_verdict(
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> TicketVerdict:
     r"""Train a ticket and its controls over seeds, and judge it.
 
@@ -153,6 +154,7 @@ def compute_ticket_verdict(
             asked again for seeds that are finished.
         resume: If False, a folder that holds a run already is an error.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is trained if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         A `TicketVerdict`.
@@ -165,6 +167,7 @@ def compute_ticket_verdict(
         MaskMismatchError: A ticket that does not fit the model.
         EvaluationError: Data with nothing to measure.
         BatchError: A batch of an unknown form.
+        MemoryPlanError: More memory is needed than is free.
         RunFolderError: A folder in use, of another configuration or ticket, damaged or not writable.
 
     Example:
@@ -221,7 +224,7 @@ def compute_ticket_verdict(
             precision=precision,
         ),
     )
-    trainings = _trained(experiment, run_dir, resume=resume, progress=progress)
+    trainings = _trained(experiment, run_dir, resume=resume, progress=progress, check_memory=check_memory)
     numbers = numbers_of(trainings)
     score = score_name(numbers, metric, judged_at)
     judgement = judge(
@@ -290,7 +293,12 @@ def compute_verdict_from_scores(
 
 
 def _trained(
-    experiment: Experiment, run_dir: str | os.PathLike[str] | None, *, resume: bool, progress: bool
+    experiment: Experiment,
+    run_dir: str | os.PathLike[str] | None,
+    *,
+    resume: bool,
+    progress: bool,
+    check_memory: bool,
 ) -> list[TicketTraining]:
     """All trainings, in a folder where there is one."""
     with ExitStack() as stack:
@@ -298,7 +306,7 @@ def _trained(
         run = None
         if run_dir is not None:
             run = stack.enter_context(RunFolder.open(run_dir, experiment.configuration(), resume=resume))
-        return Trainings(experiment, run, progress=progress).all()
+        return Trainings(experiment, run, progress=progress, check_memory=check_memory).all()
 
 
 def _listed(name: str, given: Any) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
@@ -15,6 +16,7 @@ import oracles
 from lottery_tickets.errors import SparsityError
 from lottery_tickets.sparsity import (
     Selection,
+    Selector,
     Sorting,
     _lamp,
     bits_above_floor,
@@ -57,12 +59,17 @@ def test_what_is_no_sparsity_is_refused(sparsity):
 def test_floors_equal_passing_over_full_tensors(tensors, sparsity, min_density):
     removed = round(sparsity * sum(tensor.numel() for tensor in tensors.values()))
     expected = oracles.floored_mask(tensors, removed, min_density)
-    for make in (Selection, Sorting):
+    numels = {name: tensor.numel() for name, tensor in tensors.items()}
+    for kind in (Selection, Sorting):
+
+        def make(names: Iterable[str], kind: type = kind) -> Selector:
+            return kind({name: tensors[name] for name in names})
+
         if expected is None:
             with pytest.raises(SparsityError, match=f"Cannot remove {removed} weights: min_density={min_density}"):
-                bits_above_floor(tensors, removed, min_density, make)
+                bits_above_floor(numels, removed, min_density, make)
         else:
-            found = bits_above_floor(tensors, removed, min_density, make)
+            found = bits_above_floor(numels, removed, min_density, make)
             assert {name: bits.tobytes() for name, bits in found.items()} == {
                 name: oracles.packed(mask) for name, mask in expected.items()
             }

@@ -39,6 +39,7 @@ from lottery_tickets._batches._losses import (
     total,
 )
 from lottery_tickets._batches._units import IGNORED, rows_of, widened
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import BatchError, EvaluationError
 
 Precision = Literal["high", "fast"]
@@ -123,15 +124,19 @@ def measure_mean(
     *,
     precision: Precision = "high",
     loss_fn: LossFunction | None = None,
+    ranks: Ranks | None = None,
 ) -> BatchLoss:
     """All batches as one, the model in evaluation mode for the time; `.mean` is the loss.
+
+    With `ranks` each of them brings batches of its own, any number, and all learn what all measured.
 
     Raises:
         EvaluationError: No batches, or none with a label.
         BatchError: A batch of an unknown form.
     """
     with evaluating(model):
-        parts = [measure(model, batch, precision=precision, loss_fn=loss_fn) for batch in batches]
+        own = total([measure(model, batch, precision=precision, loss_fn=loss_fn) for batch in batches])
+    parts = [one for one in (ranks or Ranks()).gather(own) if one.samples]
     whole = total(parts)
     if not whole.units:
         raise EvaluationError(

@@ -13,7 +13,7 @@ from lottery_tickets._batches import inputs_of
 from lottery_tickets._early_bird._settings import Settings
 from lottery_tickets._structured import Drawing, Named, Ranking, Rule, normalised, units_of
 from lottery_tickets.magnitude_pruning import create_magnitude_mask
-from lottery_tickets.masks import Kind, Mask, Units, prunable_parameters
+from lottery_tickets.masks import Kind, Mask, Units, prunable_parameters, reshard
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -47,7 +47,10 @@ class Weights:
         self._model, self._settings = model, settings
 
     def tensors(self) -> Tensors:
-        """The weights; asked for anew each time, for a user's training may put others in their places."""
+        """The weights as they are now."""
+        # Asked for anew at every look: a user's training may put other parameters in the places of these, and
+        # modules in parts are whole after a forward pass.
+        reshard(self._model)
         return prunable_parameters(self._model, self._settings.include, self._settings.exclude)
 
     def masks(self, tensors: Tensors, sparsities: Sequence[float]) -> list[Mask]:

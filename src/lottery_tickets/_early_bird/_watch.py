@@ -11,6 +11,7 @@ from lottery_tickets._early_bird._masks import mask_from, mask_state
 from lottery_tickets._early_bird._results import EarlyBirdCheckpoint, EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import Settings
 from lottery_tickets._early_bird._subject import Subject
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.detection import (
     Criterion,
     DetectorState,
@@ -19,7 +20,8 @@ from lottery_tickets.detection import (
     MovementProbe,
     Verdict,
 )
-from lottery_tickets.masks import Mask
+from lottery_tickets.masks import Mask, ShardedMask
+from lottery_tickets.training import check_masks_alike
 
 # How verdicts on masks that cannot but agree begin.
 STILL = "weights are not moving"
@@ -106,10 +108,14 @@ class Watch:
         subject: What is watched.
         settings: Sparsities and criterion.
         masks_folder: Every mask is saved there; None for none.
+        ranks: Processes that have the same model, and should draw the same masks.
     """
 
-    def __init__(self, subject: Subject, settings: Settings, masks_folder: Path | None) -> None:
+    def __init__(
+        self, subject: Subject, settings: Settings, masks_folder: Path | None, ranks: Ranks | None = None
+    ) -> None:
         self._subject, self._settings, self._folder = subject, settings, masks_folder
+        self._everyone = ranks or Ranks()
         tensors = subject.tensors()
         self._birds = [_Bird(sparsity, settings) for sparsity in settings.sparsities]
         self._probe = MovementProbe(tensors, seed=settings.seed)
@@ -137,12 +143,16 @@ class Watch:
 
         Raises:
             WeightsError: Weights that are not numbers; nothing has been judged then.
+            DistributedError: Ranks draw different masks.
         """
         began = time.perf_counter()
         birds = [bird for bird in self._birds if not bird.settled]
         sparsities = [bird.sparsity for bird in birds]
         tensors = self._subject.tensors()
-        masks = self._subject.masks(tensors, sparsities)
+        drawn: Any = self._subject.masks(tensors, sparsities)
+        # Detectors take masks whole, an eighth of a byte a weight.
+        masks = [mask.gathered() if isinstance(mask, ShardedMask) else mask for mask in drawn]
+        check_masks_alike(self._everyone, masks)
         movement = self._probe.update(tensors, sparsities)
         correlation = None if self._ranks is None else self._ranks.update(tensors)
         moved = None if movement is None else movement.moved_fraction
@@ -205,7 +215,7 @@ class Watch:
 
     def _keep(self, bird: _Bird, epoch: int, step: int | None) -> None:
         """The mask as a ticket file, if every one is to be kept."""
-        if self._folder is None:
+        if self._folder is None or not self._everyone.first:
             return
         self._folder.mkdir(exist_ok=True)
         told = {"criterion": self._subject.criterion, "target_sparsity": bird.sparsity, "epoch": epoch}

@@ -15,6 +15,7 @@ from lottery_tickets._early_bird._search import Search, TrainEpochs
 from lottery_tickets._early_bird._settings import Settings
 from lottery_tickets._early_bird._subject import Channels, Subject, Weights
 from lottery_tickets._early_bird._watch import Watch
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.planning import refuse_training_if_too_large
 from lottery_tickets.runs import RunFolder, private_random_state
@@ -22,8 +23,10 @@ from lottery_tickets.training import (
     DataOrder,
     Recipe,
     Trainer,
+    check_alike,
     checkpointed,
     configuration,
+    lies_in_parts,
     peak_bytes,
     training,
 )
@@ -40,6 +43,7 @@ def find_birds(
     save_masks: bool,
     progress: bool,
     check_memory: bool = True,
+    ranks: Ranks | None = None,
 ) -> list[EarlyBirdResults]:
     """A search from beginning to end; see `compute_early_bird_tickets`."""
     if save_masks and run_dir is None:
@@ -49,12 +53,16 @@ def find_birds(
             f"trainer_fn trains whole epochs, so check_every_steps={settings.check_every_steps} cannot be kept. "
             "Use check_interval."
         )
-    order = DataOrder(dataloader, settings.seed)
+    ranks, sharded = ranks or Ranks(), lies_in_parts(model)
+    if sharded:
+        _check_sharded(settings, recipe, run_dir)
+    order = DataOrder(dataloader, settings.seed, ranks)
     subject: Subject = Weights(model, settings)
     if settings.structure is not None:
         with private_random_state():
             subject = Channels(model, settings.structure, next(order.epoch(0)))
-    watch = Watch(subject, settings, Path(run_dir) / "masks" if save_masks and run_dir is not None else None)
+    masks_folder = Path(run_dir) / "masks" if save_masks and run_dir is not None else None
+    watch = Watch(subject, settings, masks_folder, ranks)
     if recipe.trainer_fn is None and not any(parameter.requires_grad for parameter in model.parameters()):
         watch.look(epoch=0, step=0, train_loss=None, seconds=0.0, peak_bytes=peak_bytes(model))
         return watch.results(
@@ -66,7 +74,7 @@ def find_birds(
         model,
         dataloader,
         recipe,
-        check=check_memory,
+        check=check_memory and not sharded,  # it counts models that are whole
         include=settings.include,
         exclude=settings.exclude,
         criterion=settings.criterion,
@@ -75,16 +83,36 @@ def find_birds(
     with ExitStack() as stack:
         stack.enter_context(private_random_state())
         run = None
+        told = configuration("compute_early_bird_tickets", model, order, settings, recipe)
+        check_alike(ranks, told, model)
         if run_dir is not None:
-            told = configuration("compute_early_bird_tickets", model, order, settings, recipe)
-            run = stack.enter_context(RunFolder.open(run_dir, told, resume=resume))
+            run = stack.enter_context(RunFolder.open(run_dir, told, resume=resume, ranks=ranks))
         stack.enter_context(training(model))
         trainer: Trainer | TrainEpochs
         if recipe.trainer_fn is None:
             checkpointing = stack.enter_context(checkpointed(model, recipe.gradient_checkpointing))
-            trainer = recipe.trainer(model, settings.seed, checkpointing=checkpointing)
+            trainer = recipe.trainer(model, settings.seed, checkpointing=checkpointing, ranks=ranks)
         else:
             trainer = partial(recipe.trainer_fn, model, dataloader)
-        search = Search(model, settings, order, watch, trainer, run, progress=progress)
+        search = Search(model, settings, order, watch, trainer, run, progress=progress and ranks.first)
         search.run()
         return search.results()
+
+
+def _check_sharded(settings: Settings, recipe: Recipe, run_dir: object) -> None:
+    """Refuse what is not known of a model in parts."""
+    if run_dir is not None:
+        raise TrainingError(
+            "run_dir holds whole models, and this one lies in parts on the ranks. Run without run_dir, or give "
+            "the model before it is sharded."
+        )
+    if settings.structure is not None or recipe.bn_l1:
+        raise TrainingError(
+            "structure and bn_l1 look at whole tensors, and this model lies in parts on the ranks. Give the model "
+            "before it is sharded."
+        )
+    if settings.criterion == "rank_correlation":
+        raise TrainingError(
+            "criterion='rank_correlation' ranks whole tensors, and this model lies in parts on the ranks. Use "
+            "'window' or 'queue'."
+        )

@@ -19,7 +19,7 @@ from lottery_tickets._iterative._trainings import Trainings, options_of
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.masks import Mask, held, prunable_parameters
 from lottery_tickets.runs import RunFolder, decoded, encoded
-from lottery_tickets.training import Course, early_stopping, restore_tensors, tensors_of
+from lottery_tickets.training import Course, check_masks_alike, early_stopping, restore_tensors, tensors_of
 
 
 class Experiment:
@@ -95,6 +95,7 @@ class Experiment:
         if callable(settings.criterion):
             scores = scores_of(settings.criterion, self._model, weights)
         self._mask = draw(weights, self._mask, self._groups, self._round, scores)
+        check_masks_alike(self._trainings.ranks, [self._mask])
         if self._run is not None:
             save_ticket(self._run, self._round, self._mask, settings)
         assert self._rewind is not None

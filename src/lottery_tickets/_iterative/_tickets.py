@@ -11,11 +11,13 @@ from lottery_tickets.runs import RunFolder
 
 
 def save_ticket(run: RunFolder, number: int, mask: Mask, settings: Settings) -> None:
-    """Write the mask of a round.
+    """Write the mask of a round, from the process that writes in the folder.
 
     Raises:
         RunFolderError: It could not be written.
     """
+    if not run.writes:
+        return
     path = _path(run, number)
     metadata = {
         "criterion": settings.criterion_name,

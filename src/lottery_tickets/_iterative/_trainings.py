@@ -12,6 +12,7 @@ from torch import nn
 from lottery_tickets._iterative._calls import Calls
 from lottery_tickets._iterative._rewinding import Options, RewindPoint
 from lottery_tickets._iterative._settings import Settings
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.training import Course, DataOrder, Judge, Recipe, Trainer
 
 
@@ -27,6 +28,7 @@ class Trainings:
         recipe: How to train.
         judge: Measures; None for none.
         checkpointing: Whether the model computes activations again.
+        ranks: Who trains together.
     """
 
     model: nn.Module
@@ -36,6 +38,7 @@ class Trainings:
     recipe: Recipe
     judge: Judge | None
     checkpointing: bool
+    ranks: Ranks
 
     def new(self, rewind: RewindPoint | None = None, last_options: Options | None = None) -> Course | Calls:
         """A training of the model as it is.
@@ -66,7 +69,11 @@ class Trainings:
     def _trainer(self, rewind: RewindPoint | None, last_options: Options) -> Trainer:
         fine_tuning = rewind is not None and self.settings.rewind == "none"
         trainer = self.recipe.trainer(
-            self.model, self.settings.seed, checkpointing=self.checkpointing, scheduled=not fine_tuning
+            self.model,
+            self.settings.seed,
+            checkpointing=self.checkpointing,
+            scheduled=not fine_tuning,
+            ranks=self.ranks,
         )
         if rewind is None:
             return trainer

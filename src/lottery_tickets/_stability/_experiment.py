@@ -20,6 +20,7 @@ from lottery_tickets._stability._results import SiblingPair
 from lottery_tickets._stability._train import TrainFunction, Training
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.masks import Mask, as_mask, held
+from lottery_tickets.planning import refuse_if_too_large, refuse_training_if_too_large
 from lottery_tickets.runs import RunFolder, decoded, encoded, private_random_state, seed_everything
 from lottery_tickets.training import configuration, described, restore_tensors, tensors_of
 
@@ -72,6 +73,7 @@ class Experiment:
         measuring: How a path is measured.
         mask: A ticket that siblings are held to, or a function to one.
         run: The folder to write finished pairs and trunks to.
+        check_memory: Refuse if more memory is needed than is free when a network is there.
     """
 
     def __init__(
@@ -82,9 +84,12 @@ class Experiment:
         measuring: Measuring,
         mask: Mapping[str, torch.Tensor] | MaskOfRun | None,
         run: RunFolder | None,
+        *,
+        check_memory: bool,
     ) -> None:
         self._make_model, self._train, self._settings = make_model, train, settings
         self._measuring, self._mask, self._run = measuring, mask, run
+        self._check_memory = check_memory
 
     def pairs(self) -> Iterator[SiblingPair]:
         """Those that the folder has, and then the others, trained and measured one by one."""
@@ -114,12 +119,21 @@ class Experiment:
     def _trunk(self, seed: int) -> Trunk:
         """Where the run left it, or at step 0."""
         trunk = Trunk(made(self._make_model, seed), seed)
+        self._refuse_if_too_large(trunk.model)
         saved = None if self._run is None else self._run.state
         if saved is not None and saved.values["seed"] == seed:
             restore_tensors(trunk.model, saved.tensors("model"))
             trunk.step = saved.values["step"]
             trunk.state = decoded(saved.values["state"], saved.tensors("others"))
         return trunk
+
+    def _refuse_if_too_large(self, model: nn.Module) -> None:
+        """Before a network is trained; of a user's training nothing is known."""
+        if isinstance(self._train, Training):
+            data, recipe = self._train.dataloader, self._train.recipe
+            refuse_training_if_too_large("instability", model, data, recipe, check=self._check_memory)
+        else:
+            refuse_if_too_large("connectivity", model, check=self._check_memory)
 
     def _advance(self, trunk: Trunk, step: int) -> None:
         if step > trunk.step:
@@ -212,11 +226,13 @@ def analysing(
     *,
     run_dir: str | os.PathLike[str] | None,
     resume: bool,
+    check_memory: bool,
 ) -> Iterator[Experiment]:
     """An experiment in its folder, what it draws at random not being seen outside."""
+    parts = make_model, train, settings, measuring, mask
     with private_random_state():
         if run_dir is None:
-            yield Experiment(make_model, train, settings, measuring, mask, None)
+            yield Experiment(*parts, None, check_memory=check_memory)
             return
         told = {
             **configuration("compute_instability", made(make_model, settings.seeds[0]), measuring.order, settings),
@@ -226,7 +242,7 @@ def analysing(
         if isinstance(train, Training):
             told |= {f"train: {name}": value for name, value in train.configuration().items()}
         with RunFolder.open(run_dir, told, resume=resume) as run:
-            yield Experiment(make_model, train, settings, measuring, mask, run)
+            yield Experiment(*parts, run, check_memory=check_memory)
 
 
 def checked_settings(

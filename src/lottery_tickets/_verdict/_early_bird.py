@@ -13,7 +13,15 @@ from lottery_tickets.training import Recipe
 
 
 def early_bird(
-    model: nn.Module, train_data: Any, ticket: Mask, recipe: Recipe, *, epochs: int, seed: int, progress: bool
+    model: nn.Module,
+    train_data: Any,
+    ticket: Mask,
+    recipe: Recipe,
+    *,
+    epochs: int,
+    seed: int,
+    progress: bool,
+    check_memory: bool,
 ) -> tuple[Mask, int | None]:
     """The mask, and the epoch at which it had settled; the model is trained by it.
 
@@ -42,6 +50,14 @@ def early_bird(
         seed=seed,
     )
     (found,) = find_birds(
-        model, train_data, settings, recipe, run_dir=None, resume=True, save_masks=False, progress=progress
+        model,
+        train_data,
+        settings,
+        recipe,
+        run_dir=None,
+        resume=True,
+        save_masks=False,
+        progress=progress,
+        check_memory=check_memory,
     )
     return found["final_mask"], found["convergence_epoch"]

@@ -14,6 +14,7 @@ from lottery_tickets._verdict._results import TicketTraining, training_of
 from lottery_tickets._verdict._training import train
 from lottery_tickets.errors import NonfiniteLossError, RunFolderError, VerdictError
 from lottery_tickets.masks import Mask
+from lottery_tickets.planning import refuse_training_if_too_large
 from lottery_tickets.runs import RunFolder
 from lottery_tickets.training import Judge, digest_of, tensors_of
 
@@ -25,10 +26,14 @@ class Trainings:
         experiment: What is trained.
         run: Where each is written down; None for nowhere.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse if more memory is needed than is free when a network is there.
     """
 
-    def __init__(self, experiment: Experiment, run: RunFolder | None, *, progress: bool) -> None:
+    def __init__(
+        self, experiment: Experiment, run: RunFolder | None, *, progress: bool, check_memory: bool
+    ) -> None:
         self._experiment, self._run, self._progress = experiment, run, progress
+        self._check_memory = check_memory
         self._wanted = [(network, seed) for seed in experiment.seeds for network in experiment.networks]
         found = [training_of(line) for line in (() if run is None else run.lines)]
         self._finished = {(one["network"], one["seed"]): one for one in found}
@@ -69,6 +74,7 @@ class Trainings:
         try:
             mask, settled = self._mask(network, seed, ticket, data)
             model = experiment.model(network, seed)
+            refuse_training_if_too_large("verdict", model, data.train, recipe, check=self._check_memory)
             number, weights = experiment.weights_seed(network, seed), digest_of(tensors_of(model))
             self._check_weights(number, weights)
             done = train(
@@ -103,7 +109,8 @@ class Trainings:
         experiment = self._experiment
         model = experiment.model(network, seed)
         recipe, epochs = experiment.recipe, experiment.epochs
-        return early_bird(model, data.train, ticket, recipe, epochs=epochs, seed=seed, progress=self._progress)
+        knobs = {"progress": self._progress, "check_memory": self._check_memory}
+        return early_bird(model, data.train, ticket, recipe, epochs=epochs, seed=seed, **knobs)
 
     def _keep(self, training: TicketTraining) -> None:
         self._finished[training["network"], training["seed"]] = training

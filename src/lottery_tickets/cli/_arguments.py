@@ -83,11 +83,57 @@ def chosen_device(name: str) -> torch.device:
         raise EvaluationError(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
-def check_context(model: nn.Module, context: int) -> None:
-    """Refuse windows that are longer than what the model has positions for."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+FromDiskOption = Annotated[
+    bool,
+    typer.Option(
+        "--from-disk",
+        help="Leave the weights in their files and go block by block on the CPU, each being read once: for models "
+        "larger than memory.",
+    ),
+]
+
+
+class HiddenStatesName(str, Enum):
+    """Where hidden states wait between two blocks."""
+
+    memory = "memory"
+    disk = "disk"
+
+
+HiddenStatesOption = Annotated[
+    HiddenStatesName,
+    typer.Option("--hidden-states", help="With --from-disk: where those of all windows wait for the next block."),
+]
+
+
+def check_from_disk(device: str) -> None:
+    """Refuse to go block by block elsewhere than on the CPU."""
+    if device not in ("auto", "cpu"):
+        raise typer.BadParameter("--from-disk computes on the CPU", param_hint="--device")
+
+
+def check_context(model: nn.Module | Path, context: int) -> None:
+    """Refuse windows that are longer than what the model, or that of a folder, has positions for."""
+    if isinstance(model, Path):
+        from lottery_tickets.large_models import read_checkpoint
+
+        positions = (read_checkpoint(model).config() or {}).get("max_position_embeddings")
+    else:
+        positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and context > positions:
         raise EvaluationError(f"--context {context}: the model was made for at most {positions} tokens.")
+
+
+def computing_type(model: nn.Module | Path, dtype: Dtype) -> str:
+    """Name of the data type that a model, or that of a folder, computes in."""
+    if not isinstance(model, Path):
+        return str(next(model.parameters()).dtype).removeprefix("torch.")
+    if dtype is not Dtype.auto:
+        return str(dtype.value)
+    from lottery_tickets.large_models import read_checkpoint
+
+    config: dict[str, object] = read_checkpoint(model).config() or {}
+    return str(config.get("dtype") or config.get("torch_dtype") or dtype.value)
 
 
 def check_drawn_from(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
     from lottery_tickets.cli._criteria import Criterion
 
 
@@ -66,6 +68,8 @@ class Computing:
         checkpoint_activations: Trade time for the memory of activations.
         gradient_clip: Largest norm of a sample's gradient.
         rounds: Of synflow.
+        from_disk: Block by block, the model staying in its folder.
+        dtype: What to compute in then.
     """
 
     seed: int = 0
@@ -74,6 +78,12 @@ class Computing:
     checkpoint_activations: bool = False
     gradient_clip: float | None = None
     rounds: int | None = None
+    from_disk: bool = False
+    dtype: torch.dtype | None = None
+
+    def for_blocks(self) -> dict[str, Any]:
+        """Keyword arguments of functions that go through a folder block by block."""
+        return {"store": self.store, "dtype": self.dtype} if self.from_disk else {}
 
     def for_gradients(self) -> dict[str, Any]:
         """Keyword arguments of functions that sum over gradients."""
@@ -105,6 +115,13 @@ class Computing:
         """
         listed = list(criteria)
         names = ", ".join(one.name for one in listed)
+        backward = [one.name for one in listed if one.family != "wanda"]
+        if self.from_disk and backward:
+            raise typer.BadParameter(
+                f"{', '.join(backward)} needs more than forward passes, and so the whole model in memory; wanda "
+                "goes from disk",
+                param_hint="--from-disk",
+            )
         told = {
             "--store": self.store != "cpu",
             "--chunk-size": self.chunk_size is not None,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
 
@@ -128,7 +130,7 @@ def criterion_option(description: str) -> Any:
 
 def compute_scores(
     criterion: Criterion,
-    model: nn.Module,
+    model: nn.Module | Path,
     batches: Sequence[Mapping[str, torch.Tensor]],
     how: Computing,
     *,
@@ -154,4 +156,4 @@ def compute_scores(
 
 def _own(criterion: Criterion, how: Computing) -> dict[str, Any]:
     """What no other family takes."""
-    return dict(criterion.options) | (how.for_gradients() if criterion.by_gradients else {})
+    return dict(criterion.options) | (how.for_gradients() if criterion.by_gradients else how.for_blocks())

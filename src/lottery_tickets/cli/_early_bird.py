@@ -58,7 +58,9 @@ class Structure(str, Enum):
     "early-bird",
     "lottery-tickets early-bird lenet-300-100 --data mnist --sparsity 0.5 --controls -o runs/lenet",
     "lottery-tickets early-bird ./my-model --data book.txt --check-every-steps 8 --epochs 1 -o runs/my-model",
+    "torchrun --nproc-per-node 2 -m lottery_tickets early-bird lenet-300-100 --data mnist -o runs/lenet",
     asks_memory=True,
+    on_ranks=True,
 )
 def early_bird(
     session: Session,
@@ -131,10 +133,13 @@ def early_bird(
     """Train a model until its magnitude mask has settled, and save the mask as a ticket.
 
     Checks draw the mask and compare it with those before. A run that was killed goes on from its last check when
-    the same command is given again. RUN gets early-bird-SPARSITY.safetensors, results.json, and the run's own
+    the same command is given again. Started by torchrun, processes share out every batch among them; a run may go
+    on with another number of them. RUN gets early-bird-SPARSITY.safetensors, results.json, and the run's own
     state in RUN/state, which may be deleted afterwards.
     """
     check_names(model, data)
+    if controls and session.group is not None:
+        raise typer.BadParameter("it trains in one process; call without torchrun", param_hint="--controls")
     sparsities = sorted(set(sparsity or (0.5,)))
     if plot:
         from lottery_tickets.cli._distances import check_matplotlib
@@ -142,7 +147,7 @@ def early_bird(
         check_matplotlib()
 
     from lottery_tickets.early_bird import compute_early_bird_tickets
-    from lottery_tickets.training import LEARNING_RATES, tensors_of
+    from lottery_tickets.training import LEARNING_RATES, SharedBatches, tensors_of
 
     rate = LEARNING_RATES[optimizer.value] if learning_rate is None else learning_rate
 
@@ -163,7 +168,7 @@ def early_bird(
     output.mkdir(parents=True, exist_ok=True)
     results = compute_early_bird_tickets(
         subject.model,
-        subject.train_data,
+        SharedBatches(subject.train_data, session.group),
         max_epochs=epochs,
         check_interval=check_interval,
         target_sparsity=sparsities,
@@ -183,9 +188,13 @@ def early_bird(
         bn_l1=bn_l1,
         progress=session.progress,
         save_masks=plot,
+        process_group=session.group,
     )
-    tickets = [_saved(output, subject, result, optimizer.value, seed) for result in results]
-    pictures = [_drawn(output, result) for result in results] if plot else []
+    tickets, pictures = [output / _name(result) for result in results], []
+    if session.first:
+        for path, result in zip(tickets, results, strict=True):
+            _save(path, subject, result, optimizer.value, seed)
+        pictures = [_drawn(output, result) for result in results] if plot else []
     trained: dict[str, Trained] = {}
     if controls:
         recipe = {"epochs": control_epochs or epochs, "optimizer": optimizer.value, "learning_rate": rate}
@@ -198,12 +207,16 @@ def early_bird(
         "pictures": [str(path) for path in pictures],
         "controls": trained,
     }
-    write_json(output / "results.json", report)
+    if session.first:
+        write_json(output / "results.json", report)
     return Report(report, lambda console: _show(console, report))
 
 
-def _saved(output: Path, subject: Subject, result: EarlyBirdResults, optimizer: str, seed: int) -> Path:
-    path = output / f"early-bird-{result['target_sparsity']}.safetensors"
+def _name(result: EarlyBirdResults) -> str:
+    return f"early-bird-{result['target_sparsity']}.safetensors"
+
+
+def _save(path: Path, subject: Subject, result: EarlyBirdResults, optimizer: str, seed: int) -> None:
     told: Mapping[str, object] = {
         "criterion": "magnitude" if result["final_mask"].units is None else "units",
         "target_sparsity": result["target_sparsity"],
@@ -215,7 +228,6 @@ def _saved(output: Path, subject: Subject, result: EarlyBirdResults, optimizer: 
     }
     metadata = {key: str(value) for key, value in told.items()}
     result["final_mask"].save(path, metadata={**subject.origin, **metadata})
-    return path
 
 
 def _drawn(output: Path, result: EarlyBirdResults) -> Path:

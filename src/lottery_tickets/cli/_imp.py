@@ -73,7 +73,9 @@ class Rewinding(str, Enum):
     "--scope layer --output-fraction 0.1 --lr 1.2e-3 --epochs 20 --eval-every 100 --seeds 5 -o runs/paper",
     "lottery-tickets imp --model mynet:make --data mynet:loaders --optimizer sgd --lr 0.1 --momentum 0.9 "
     "--schedule cosine --rewind-step 500 -o runs/mine",
+    "torchrun --nproc-per-node 2 -m lottery_tickets imp lenet --dataset mnist -o runs/lenet",
     asks_memory=True,
+    on_ranks=True,
 )
 def imp(
     session: Session,
@@ -180,7 +182,8 @@ def imp(
 
     Tickets lie in RUN/seed-*/masks, a file for each round, the weights they are meant for in RUN/seed-*/rewind,
     and what the table tells in RUN/results.json. A run that was killed goes on when the same command is given
-    again; more --seeds are added to it. `verdict RUN` judges the tickets beside controls, `stability RUN` tells
+    again; more --seeds are added to it. Started by torchrun, processes share out every batch among them; a run may
+    go on with another number of them. `verdict RUN` judges the tickets beside controls, `stability RUN` tells
     which step to rewind to.
     """
     network = _ALIASES.get(network or "", network)
@@ -236,8 +239,10 @@ def imp(
         from lottery_tickets.cli._curves import draw_rounds
 
         report["picture"] = str(output / "curves.png")
-        draw_rounds(output / "curves.png", report)
-    write_json(output / "results.json", report)
+        if session.first:
+            draw_rounds(output / "curves.png", report)
+    if session.first:
+        write_json(output / "results.json", report)
     return Report(report, lambda console: show_rounds(console, report))
 
 
@@ -248,7 +253,7 @@ def _all_seeds(
     material.make_model(seeds[0])
     material.make_dataloaders(seeds[0])
     fractions = material.layer_fractions()
-    with _claimed(output, material.plan) as run:
+    with _claimed(output, material.plan, session) as run:
         found = {line["seed"]: line["results"] for line in run.lines}
         for number, seed in enumerate(seeds, 1):
             if seed in found:
@@ -274,9 +279,11 @@ def _one_seed(
 ) -> dict[str, Any]:
     """The library's results, as JSON can hold them; evaluations on the way stay in the seed's own folder."""
     from lottery_tickets.iterative_pruning import compute_iterative_magnitude_pruning
+    from lottery_tickets.training import SharedBatches
 
     plan = material.plan
-    train, validation, *test = material.make_dataloaders(seed)
+    data = [SharedBatches(one, session.group) for one in material.make_dataloaders(seed)]
+    train, validation, *test = data
     target: dict[str, Any] = {} if plan.target is None else {"target_sparsity": plan.target}
     results = compute_iterative_magnitude_pruning(
         material.make_model(seed),
@@ -297,6 +304,7 @@ def _one_seed(
         save_every_steps=save_every,
         seed=seed,
         progress=session.progress,
+        process_group=session.group,
         **material.recipe(),
     )
     rounds = [
@@ -312,18 +320,19 @@ def _one_seed(
 
 
 @contextmanager
-def _claimed(folder: Path, plan: Plan) -> Iterator[RunFolder]:
+def _claimed(folder: Path, plan: Plan, session: Session) -> Iterator[RunFolder]:
     """The folder of all seeds, which an attempt that came to train nothing does not claim."""
+    from lottery_tickets._ranks import Ranks
     from lottery_tickets.runs import RunFolder
 
     fresh = not folder.exists()
-    with RunFolder.open(folder, plan.configuration()) as run:
+    with RunFolder.open(folder, plan.configuration(), ranks=Ranks(session.group)) as run:
         if run.state is None:
             run.save({}, {})  # from here on the folder is of this plan only
         try:
             yield run
         except Exception:
-            if run.state is not None and not any(folder.glob("seed-*")):
+            if run.writes and run.state is not None and not any(folder.glob("seed-*")):
                 shutil.rmtree(folder if fresh else run.state.folder)
             raise
 

@@ -15,11 +15,16 @@ from lottery_tickets.cli._arguments import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    FromDiskOption,
+    HiddenStatesName,
+    HiddenStatesOption,
     ModelArgument,
     OtherWeightsOption,
     check_context,
+    check_from_disk,
     check_weights,
     chosen_device,
+    computing_type,
     model_name,
 )
 from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval
@@ -38,6 +43,7 @@ class Method(str, Enum):
     "evaluate",
     "lottery-tickets evaluate ./my-model tickets/magnitude-0.5.safetensors --text book.txt --context 512",
     "lottery-tickets evaluate ./my-model tickets/*.safetensors --text book.txt --max-windows 20 --json",
+    "lottery-tickets evaluate ./large-model tickets/magnitude-0.9.safetensors --text book.txt --from-disk",
     asks_memory=True,
 )
 def evaluate(
@@ -53,6 +59,8 @@ def evaluate(
     confidence: Annotated[float, typer.Option(help="Coverage of the intervals, in (0, 1).")] = 0.95,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
+    from_disk: FromDiskOption = False,
+    hidden_states: HiddenStatesOption = HiddenStatesName.memory,
     other_weights: OtherWeightsOption = False,
 ) -> Report:
     """Measure the perplexity of tickets and of the dense model on the same windows of a text.
@@ -63,6 +71,10 @@ def evaluate(
     """
     if len(set(tickets)) != len(tickets):
         raise typer.BadParameter("the same ticket is given twice", param_hint="TICKET...")
+    if from_disk:
+        check_from_disk(device)
+    elif hidden_states is HiddenStatesName.disk:
+        raise typer.BadParameter("goes with --from-disk", param_hint="--hidden-states")
 
     from lottery_tickets.cli._windows import text_windows
     from lottery_tickets.evaluation import compute_lottery_ticket_qualities
@@ -74,15 +86,20 @@ def evaluate(
     digest = compute_weights_digest(folder)
     check_weights(session, model, digest, masks, other_weights=other_weights)
     windows = text_windows(load_tokenizer(folder), text, context, count=max_windows, start=start)
-    dense = load_model(folder, dtype.type, device=chosen_device(device), progress=session.progress)
-    check_context(dense, context)
+    check_context(folder, context)
+    subject: Any = folder
+    options: dict[str, Any] = {"dtype": dtype.type, "hidden_states": hidden_states.value}
+    if not from_disk:
+        subject = load_model(folder, dtype.type, device=chosen_device(device), progress=session.progress)
+        options = {}
     session.note(f"evaluating {len(masks) + 1} models on {len(windows)} windows of {context} tokens")
     qualities = compute_lottery_ticket_qualities(
-        dense,
+        subject,
         {str(path): mask for path, mask in masks.items()},
         windows,
         confidence=confidence,
         progress=session.progress,
+        **options,
     )
     data = {
         "model": model_name(model),
@@ -90,7 +107,7 @@ def evaluate(
         "text": str(text),
         "context": context,
         "windows": len(windows),
-        "dtype": str(next(dense.parameters()).dtype).removeprefix("torch."),
+        "dtype": computing_type(subject, dtype),
         "baseline": next(iter(qualities.values()))["baseline"],
         "tickets": qualities,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,10 @@ from lottery_tickets.cli._arguments import (
     Dtype,
     DtypeOption,
     ExcludeOption,
+    FromDiskOption,
     IncludeOption,
     ModelArgument,
+    check_from_disk,
     chosen_device,
     model_name,
 )
@@ -66,16 +69,20 @@ def score(
     exclude: ExcludeOption = None,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
+    from_disk: FromDiskOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace scores that exist.")] = False,
 ) -> Report:
     """Compute importance scores of a model's prunable weights: a file for each criterion, four bytes a weight.
 
     The files are called CRITERION.safetensors and say which weights and which text they come from; 'mask --scores'
     draws tickets from them, any number, without the model going through the text again. With '--store disk' sums
-    over gradients lie in the file itself, so that scores need not fit in memory.
+    over gradients lie in the file itself, so that scores need not fit in memory; with '--from-disk', which is for
+    wanda, neither need the model.
     """
     chosen = list(dict.fromkeys(criterion))
-    computing = Computing(seed, store.value, chunk_size, checkpoint_activations, gradient_clip, rounds)
+    if from_disk:
+        check_from_disk(device)
+    computing = Computing(seed, store.value, chunk_size, checkpoint_activations, gradient_clip, rounds, from_disk)
     computing.check(chosen)
     for one in chosen:
         if one.scorer is None:
@@ -91,14 +98,16 @@ def score(
 
     folder = resolve_model(model)
     origin = {"base_model": model_name(model), "weights_digest": compute_weights_digest(folder)}
-    where = chosen_device(device)
-    dense = load_model(folder, dtype.for_scoring(where), device=where, progress=session.progress)
+    where = chosen_device("cpu" if from_disk else device)
+    kind = dtype.for_scoring(where)
+    computing = replace(computing, dtype=kind)
+    subject = folder if from_disk else load_model(folder, kind, device=where, progress=session.progress)
     output.mkdir(parents=True, exist_ok=True)
     written = []
     for one in chosen:
         text = Calibration(data, samples, context, batch_size, start) if data and one.needs_text else None
         scored = score_into(
-            *(paths[one.name], origin, session, dense, folder, one, text, computing),
+            *(paths[one.name], origin, session, subject, folder, one, text, computing),
             include=include,
             exclude=exclude,
         )

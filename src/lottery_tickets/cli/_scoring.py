@@ -82,7 +82,7 @@ class Scored:
 
 def score_model(
     session: Session,
-    model: nn.Module,
+    model: nn.Module | Path,
     folder: Path,
     criterion: Criterion,
     calibration: Calibration | None,
@@ -114,7 +114,8 @@ def score_model(
         progress=session.progress,
     )
     session.note(f"{criterion.name}: scored in {time.perf_counter() - began:.1f} s")
-    computed = str(next(model.parameters()).dtype).removeprefix("torch.")
+    first = how.dtype if isinstance(model, Path) else next(model.parameters()).dtype
+    computed = str(first).removeprefix("torch.")
     described = {"criterion": criterion.name, "computed_in": computed, **how.described(criterion)}
     if calibration:
         described |= {**calibration.described(), "seed": str(how.seed)}
@@ -125,7 +126,7 @@ def score_into(
     path: Path,
     origin: Mapping[str, str],
     session: Session,
-    model: nn.Module,
+    model: nn.Module | Path,
     folder: Path,
     criterion: Criterion,
     calibration: Calibration | None,
@@ -134,7 +135,7 @@ def score_into(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
 ) -> Scored:
-    """Scores that are written to a file; those summed on disk are summed in that very file, and stay mapped.
+    """Scores that are written to a file; those made on disk are made in that very file, and stay mapped.
 
     Args:
         path: The file; it appears whole or not at all.
@@ -151,7 +152,8 @@ def score_into(
     from lottery_tickets._atomic import replacing
     from lottery_tickets._score_files import label_scores, read_scores, write_scores
 
-    if how.store != "disk" or not criterion.by_gradients or criterion.members:
+    summed_there = how.store == "disk" and criterion.by_gradients and not criterion.members
+    if not summed_there and not how.from_disk:
         scored = score_model(
             *(session, model, folder, criterion, calibration, how), include=include, exclude=exclude
         )

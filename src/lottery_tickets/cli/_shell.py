@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,14 +17,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from lottery_tickets.errors import LotteryTicketError, MemoryPlanError
+from lottery_tickets.cli._launched import is_first, launched, process_group
+from lottery_tickets.errors import DistributedError, LotteryTicketError, MemoryPlanError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 P = ParamSpec("P")
 
@@ -46,31 +51,43 @@ _PIPE_WIDTH = 120  # columns where there is no terminal to ask
 
 @dataclass(frozen=True)
 class Session:
-    """How one run of the command talks to its user."""
+    """How one run of the command talks to its user.
+
+    Attributes:
+        quiet: No progress and no notes.
+        group: Processes that work on it together; None for this one alone.
+    """
 
     quiet: bool
+    group: ProcessGroup | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return is_first()
 
     @property
     def progress(self) -> bool:
         """Whether to show bars: on a terminal, unless silenced."""
-        return not self.quiet and sys.stderr.isatty()
+        return not self.quiet and self.first and sys.stderr.isatty()
 
     def note(self, text: str) -> None:
         """A line on stderr, unless silenced."""
-        if not self.quiet:
+        if not self.quiet and self.first:
             typer.echo(text, err=True)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a command found: `data` for `--json`, `show` for a reader."""
+    """What a command found: `data` for `--json`, `show` for a reader; `failed` if it is not as it should be."""
 
     data: Mapping[str, Any]
     show: Callable[[Console], None]
+    failed: bool = False
 
 
 def command(
-    app: typer.Typer, name: str, *examples: str, asks_memory: bool = False
+    app: typer.Typer, name: str, *examples: str, asks_memory: bool = False, on_ranks: bool = False
 ) -> Callable[[Callable[P, Report]], Callable[..., None]]:
     """Register a function as a command with the common options, examples in its help, and one-line errors.
 
@@ -79,6 +96,7 @@ def command(
         name: The command's name.
         examples: Command lines for the help.
         asks_memory: It calls what refuses to start where memory is short, and gets an option against that.
+        on_ranks: It works on several processes together, as torchrun starts them.
     """
 
     def register(function: Callable[P, Report]) -> Callable[..., None]:
@@ -89,16 +107,21 @@ def command(
             with (
                 _one_line_errors(debug),
                 _logging(verbose, debug),
-                _one_line_warnings(quiet),
+                _one_line_warnings(quiet or not is_first()),
                 _memory(unchecked=no_memory_check),
+                process_group(name, possible=on_ranks) as group,
             ):
-                report = function(Session(quiet), **arguments)  # type: ignore[arg-type]
+                report = function(Session(quiet, group), **arguments)  # type: ignore[arg-type]
+                if not is_first():
+                    return
                 if json_:
                     typer.echo(json.dumps(strict(report.data), indent=2, ensure_ascii=False, allow_nan=False))
                 else:
                     report.show(
                         Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False)
                     )
+                if report.failed:
+                    raise typer.Exit(1)
 
         signature = inspect.signature(function, eval_str=True)
         own = [parameter for key, parameter in signature.parameters.items() if key != "session"]
@@ -149,6 +172,11 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
     except (LotteryTicketError, OSError) as error:
         if debug:
             raise
+        if launched() and not is_first():
+            # Rank 0 says what it was told; whether it is still there is another question.
+            if isinstance(error, DistributedError):
+                _fail(f"rank {os.environ['RANK']}: {error}")
+            raise typer.Exit(1) from None
         _fail(_described(error))
     except Exception as error:
         if debug:
@@ -198,7 +226,8 @@ def _logging(verbose: bool, debug: bool) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+    usual = logging.WARNING if is_first() else logging.ERROR
+    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else usual)
     try:
         yield
     finally:

@@ -13,17 +13,31 @@ from lottery_tickets.cli._arguments import ModelArgument, OtherWeightsOption, Ti
 from lottery_tickets.cli._shell import Report, Session, command, new_table
 
 
-@command(app, "inspect", "lottery-tickets inspect tickets/magnitude-0.5.safetensors")
-def inspect(session: Session, ticket: TicketArgument) -> Report:
+@command(
+    app,
+    "inspect",
+    "lottery-tickets inspect tickets/magnitude-0.5.safetensors",
+    "lottery-tickets inspect ticket.safetensors --model tuned/checkpoint-300",
+)
+def inspect(
+    session: Session,
+    ticket: TicketArgument,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint folder or hub id: count its pruned weights that are not zero."),
+    ] = None,
+) -> Report:
     """Show what a ticket says of its origin, and how much it removes from each tensor.
 
-    Every byte of the file is checked against its digest.
+    Every byte of the file is checked against its digest. With --model the exit code is 1 where a pruned weight is
+    not zero; weights are read from disk, and the model is not loaded.
     """
+    from lottery_tickets.inspection import validate_pruning_correctness
     from lottery_tickets.masks import Mask
 
     mask = Mask.load(ticket)
     kept, sparsity = mask.layer_kept(), mask.layer_sparsity()
-    data = {
+    data: dict[str, Any] = {
         "path": str(ticket),
         "bytes": ticket.stat().st_size,
         "digest": mask.digest(),
@@ -36,7 +50,18 @@ def inspect(session: Session, ticket: TicketArgument) -> Report:
             for name, shape in mask.shapes.items()
         },
     }
-    return Report(data, lambda console: _show_ticket(console, data))
+    if model is not None:
+        found = validate_pruning_correctness(model, mask)
+        for name, check in found["tensors"].items():
+            data["layers"][name]["not_zero"] = check["not_zero"]
+        data["model"] = {
+            "name": model,
+            "valid": found["valid"],
+            "not_zero": sum(check["not_zero"] for check in found["tensors"].values()),
+            "problems": found["problems"],
+        }
+    failed = model is not None and not data["model"]["valid"]
+    return Report(data, lambda console: _show_ticket(console, data), failed)
 
 
 @command(app, "apply", "lottery-tickets apply ./my-model tickets/magnitude-0.5.safetensors -o ./my-model-pruned")
@@ -81,6 +106,15 @@ def _show_ticket(console: Console, data: dict[str, Any]) -> None:
         shape = " x ".join(map(str, layer["shape"]))
         table.add_row(name, shape, f"{layer['numel']:,}", f"{layer['kept']:,}", f"{layer['sparsity']:.4f}")
     console.print(table)
+    if "model" in data:
+        _show_check(console, data["model"], removed)
+
+
+def _show_check(console: Console, check: dict[str, Any], removed: int) -> None:
+    for problem in check["problems"]:
+        console.print(f"  {problem}", soft_wrap=True)
+    wrong = f"{check['not_zero']:,} of {removed:,} pruned weights are not zero"
+    console.print(f"{check['name']}: {wrong}{'' if check['valid'] else '; not pruned as the ticket says'}.")
 
 
 def _show_pruned(console: Console, data: dict[str, Any]) -> None:

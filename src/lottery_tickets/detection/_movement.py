@@ -14,7 +14,7 @@ import torch
 from lottery_tickets.detection._arguments import checked_integer
 from lottery_tickets.detection._shapes import Shapes, checked, shapes_of
 from lottery_tickets.errors import DetectionError, WeightsError
-from lottery_tickets.masks import PackedBits, count_different
+from lottery_tickets.masks import Division, PackedBits, Shard, count_different, local_of
 from lottery_tickets.sparsity import Selection, check_sparsity, removed_count
 
 _Values = npt.NDArray[np.float64]
@@ -184,16 +184,29 @@ class MovementProbe:
         return Movement(moved, self._error(moved), self.sampled, distances)
 
     def _values(self, tensors: Mapping[str, torch.Tensor]) -> _Values:
-        """The sampled weights, tensor after tensor, row-major."""
-        values = np.empty(self.sampled)
+        """The sampled weights, tensor after tensor, row-major; those in parts come from a rank that has them."""
+        division = Division.of(tensors)
+        values = np.zeros(self.sampled)
         start = 0
         for name, positions in self._positions.items():
             stop = start + positions.size
-            torch.from_numpy(values[start:stop]).copy_(_at(tensors[name], positions))
-            if not np.isfinite(values[start:stop]).all():
-                raise WeightsError(f"{name} holds NaN or inf, whose movement has no size; repair the weights.")
+            if division is None:
+                torch.from_numpy(values[start:stop]).copy_(_at(tensors[name], positions))
+            elif name in division.counted:
+                which, where = _places_in(division.shards[name], positions)
+                values[start:stop][which] = _at(local_of(tensors[name]), where).double().cpu().numpy()
             start = stop
+        if division is not None:
+            values = division.ranks.sum(values)
+        self._check_finite(values)
         return values
+
+    def _check_finite(self, values: _Values) -> None:
+        start = 0
+        for name, positions in self._positions.items():
+            if not np.isfinite(values[start : start + positions.size]).all():
+                raise WeightsError(f"{name} holds NaN or inf, whose movement has no size; repair the weights.")
+            start += positions.size
 
     def _permuted(self, update: _Values, turn: int) -> _Values:
         """The updates, shuffled within each tensor, differently at every check and turn."""
@@ -259,6 +272,19 @@ def _at(tensor: torch.Tensor, positions: _Positions) -> torch.Tensor:
     index = torch.from_numpy(positions).to(tensor.device)
     # take() knows strides, and takes many times as long.
     return tensor.view(-1).index_select(0, index) if tensor.is_contiguous() else torch.take(tensor, index)
+
+
+def _places_in(shard: Shard, positions: _Positions) -> tuple[_Positions, _Positions]:
+    """Which of the positions in the whole tensor are in a part of it, and where in the part they are."""
+    found, there = np.ones(positions.size, np.bool_), []
+    for index, held in zip(np.unravel_index(positions, tuple(shard.shape)), shard.indices, strict=True):
+        place = np.searchsorted(held, index)
+        found &= np.append(held, -1)[place] == index
+        there.append(place)
+    which = np.flatnonzero(found)
+    if not which.size:  # of no elements there are no places
+        return which, which
+    return which, np.ravel_multi_index([place[which] for place in there], tuple(shard.part))
 
 
 def _masks(values: _Values, removals: Sequence[int]) -> list[PackedBits]:

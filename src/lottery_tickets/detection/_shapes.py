@@ -7,18 +7,20 @@ from collections.abc import Mapping
 import torch
 
 from lottery_tickets.errors import WeightsError
+from lottery_tickets.masks import local_of
 from lottery_tickets.sparsity import rankable
 
 Shapes = dict[str, torch.Size]
 
 
 def shapes_of(tensors: Mapping[str, torch.Tensor]) -> Shapes:
-    """Shapes by name, of tensors that have magnitudes to rank.
+    """Shapes by name, whole where they lie in parts, of tensors that have magnitudes to rank.
 
     Raises:
         WeightsError: One that has none.
     """
-    return {name: tensor.shape for name, tensor in rankable(tensors).items()}
+    rankable({name: local_of(tensor) for name, tensor in tensors.items()})
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def checked(tensors: Mapping[str, torch.Tensor], shapes: Shapes) -> dict[str, torch.Tensor]:

@@ -2,19 +2,20 @@
 
 from lottery_tickets.gradients._data import Samples
 from lottery_tickets.gradients._grasp import compute_grasp_importance
-from lottery_tickets.gradients._model import borrowed
+from lottery_tickets.gradients._model import borrowed, refuse_folder
 from lottery_tickets.gradients._passes import Gradients, Grouping
 from lottery_tickets.gradients._ranks import add_ranks
 from lottery_tickets.gradients._scores import Criterion, Options, Scored, compute_scores, scorable
 from lottery_tickets.gradients._stores import Store, Tensors
 from lottery_tickets.gradients._sums import Moments, Statistic, Sums, check_finite
 from lottery_tickets.gradients._synflow import compute_synflow_importance
-from lottery_tickets.gradients._wanda import compute_wanda_importance
+from lottery_tickets.gradients._wanda import InputNorms
 
 __all__ = [
     "Criterion",
     "Gradients",
     "Grouping",
+    "InputNorms",
     "Moments",
     "Options",
     "Samples",
@@ -29,6 +30,6 @@ __all__ = [
     "compute_grasp_importance",
     "compute_scores",
     "compute_synflow_importance",
-    "compute_wanda_importance",
+    "refuse_folder",
     "scorable",
 ]

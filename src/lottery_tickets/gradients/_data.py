@@ -22,12 +22,15 @@ class Samples:
         limit: How many samples; None for all.
         seed: Of torch's random state.
         passes: How often they will be gone through.
+        may_be_none: Whether there may be no samples at all: other ranks may have some.
     """
 
-    def __init__(self, dataloader: Any, limit: int | None, *, seed: int, passes: int) -> None:
+    def __init__(
+        self, dataloader: Any, limit: int | None, *, seed: int, passes: int, may_be_none: bool = False
+    ) -> None:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise ScoreError(f"num_samples is a positive integer or None for all, got {limit!r}.")
-        self._limit, self._seed = limit, seed
+        self._limit, self._seed, self._may_be_none = limit, seed, may_be_none
         self._batches: Iterable[Any] = batches_of(dataloader)
         if passes > 1 and iter(self._batches) is self._batches:
             self._batches = list(self)
@@ -46,7 +49,7 @@ class Samples:
                 left -= size
                 if left <= 0:
                     return
-        if not came:
+        if not came and not self._may_be_none:
             raise ScoreError(
                 "The dataloader gave no batches; one that can be gone through only once may be spent already."
             )

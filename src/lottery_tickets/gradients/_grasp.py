@@ -7,18 +7,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from lottery_tickets._batches import LossFunction, measure, samples_of, size_of
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._data import Samples
-from lottery_tickets.gradients._model import borrowed, differentiated, widened
+from lottery_tickets.gradients._model import borrowed, differentiated, refuse_folder, widened
 from lottery_tickets.gradients._passes import Gradients
 from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.gradients._sums import Sums, check_finite
 from lottery_tickets.masks import Patterns, places_of
 from lottery_tickets.planning import refuse_if_too_large
+from lottery_tickets.training import joined
 
 
 def compute_grasp_importance(
@@ -32,6 +35,7 @@ def compute_grasp_importance(
     seed: int = 0,
     progress: bool = True,
     check_memory: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, torch.Tensor]:
     """Gradient signal preservation: `-w * (H g)`, with g and H the gradient and the Hessian of the mean loss.
 
@@ -53,6 +57,7 @@ def compute_grasp_importance(
         seed: Of the order of a dataloader that shuffles.
         progress: Show a bar on anything that takes over two seconds.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
+        process_group: Ranks that go through batches of their own; see `compute_gradient_importance`.
 
     Returns:
         Scores by name, signed.
@@ -62,6 +67,7 @@ def compute_grasp_importance(
         BatchError: A batch or a model output of an unknown form.
         ParameterSelectionError: Nothing to score.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A rank failed or has gone.
 
     Example:
         >>> import torch
@@ -75,14 +81,34 @@ def compute_grasp_importance(
         Wang, Zhang and Grosse, "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020,
         equation 8 and algorithm 2.
     """
-    refuse_if_too_large("grasp", model, dataloader, check=check_memory, include=include, exclude=exclude)
-    parameters = scorable(model, include, exclude)
+    refuse_folder(model, "GraSP needs backward passes, and these the whole model in memory")
+    model, ranks = joined(model, process_group, "GraSP")
+    with ranks.together():
+        refuse_if_too_large("grasp", model, dataloader, check=check_memory, include=include, exclude=exclude)
+        parameters = scorable(model, include, exclude)
+        samples = Samples(dataloader, num_samples, seed=seed, passes=2, may_be_none=ranks.size > 1)
+        scores = _products(model, parameters, samples, loss_fn, ranks, bars=progress and ranks.first)
+        for name, parameter in parameters.items():
+            scores[name].mul_(parameter.detach().to(scores[name])).neg_()
+            check_finite(name, scores[name])
+        return scores
+
+
+def _products(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    samples: Samples,
+    loss_fn: LossFunction | None,
+    ranks: Ranks,
+    *,
+    bars: bool,
+) -> dict[str, torch.Tensor]:
+    """The mean loss's Hessian times its gradient."""
     places = places_of(model, parameters)
     with borrowed(model, checkpoint_activations=False), widened(model), sdpa_kernel(SDPBackend.MATH):
-        samples = Samples(dataloader, num_samples, seed=seed, passes=2)
-        bar = tqdm(samples, desc="gradient", unit=" batches", delay=2, disable=not progress)
-        sums = Sums(parameters, ["signed"], "device")
-        gradients = Gradients(model, places, grouping="batch sum", loss_fn=loss_fn)
+        bar = tqdm(samples, desc="gradient", unit=" batches", delay=2, disable=not bars)
+        sums = Sums(parameters, ["signed"], "device", ranks=ranks)
+        gradients = Gradients(model, places, grouping="batch sum", loss_fn=loss_fn, ranks=ranks)
         count = gradients.go_through(bar, list(parameters), sums.receive)["samples"]
         mean = sums.finish("signed", count, lambda _name, _mean: None)
         objects = {
@@ -91,17 +117,13 @@ def compute_grasp_importance(
             )
             for name, held in places.items()
         }
-        products = Sums(parameters, ["signed"], "cpu")
+        products = Sums(parameters, ["signed"], "cpu", ranks=ranks)
         with differentiated(one for ones in objects.values() for one in ones):
-            for batch in tqdm(samples, desc="curvature", unit=" batches", delay=2, disable=not progress):
+            for batch in tqdm(samples, desc="curvature", unit=" batches", delay=2, disable=not bars):
                 for loss in _losses(model, batch, loss_fn):
                     for name, product in _hessian_product(loss, objects, mean).items():
                         products.receive(name, 0, product)
-    scores = products.finish("signed", count, lambda _name, _mean: None)
-    for name, parameter in parameters.items():
-        scores[name].mul_(parameter.detach().to(scores[name])).neg_()
-        check_finite(name, scores[name])
-    return scores
+    return products.finish("signed", count, lambda _name, _mean: None)
 
 
 def _losses(model: nn.Module, batch: Any, loss_fn: LossFunction | None) -> list[torch.Tensor]:

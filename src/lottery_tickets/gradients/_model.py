@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lottery_tickets._batches import evaluating
+from lottery_tickets.errors import ScoreError
 from lottery_tickets.training import blocks_of, checkpointed_blocks
 
 
@@ -70,3 +72,17 @@ def widened(model: nn.Module) -> Iterator[None]:
     finally:
         for one, data in zip(narrow, kept, strict=True):
             one.data = data
+
+
+def refuse_folder(model: object, why: str) -> None:
+    """Refuse the name of a checkpoint where the model itself has to be in memory.
+
+    Raises:
+        ScoreError: With the remedy.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        raise ScoreError(
+            f"{model}: {why}. From a folder, block by block, come compute_wanda_importance, which needs forward "
+            "passes only, and create_magnitude_mask, which needs none. Load the model for this one, "
+            "large_models.load_model(folder)."
+        )

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lottery_tickets._batches import BatchLoss, LossFunction, SampleLosses, measure, samples_of, size_of
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import BatchError, ScoreError
 from lottery_tickets.gradients._backward import Backward
 from lottery_tickets.gradients._model import differentiated
@@ -36,6 +37,7 @@ class Gradients:
             For samples only.
         drawn: Draws the labels that samples are held against; None for their own.
         autocast: Compute in bfloat16 on an accelerator.
+        ranks: Those that go through samples of their own at the same time.
     """
 
     model: nn.Module
@@ -45,16 +47,18 @@ class Gradients:
     clip: float | None = None
     drawn: torch.Generator | None = None
     autocast: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
     _plan: Plan | None = field(default=None, init=False)
 
     def go_through(self, batches: Iterable[Any], names: Sequence[str], receive: Receive) -> Counter[str]:
         """Hand on every gradient of these parameters.
 
         Returns:
-            Counts: "samples" that had a loss, "steps", the gradients that each parameter was handed on with.
+            Counts: "samples" that had a loss, "steps", the gradients that each parameter was handed on with; those
+            of all ranks.
 
         Raises:
-            ScoreError: A loss that is not finite, no sample with a loss.
+            ScoreError: A loss that is not finite, no sample with a loss on any rank.
             BatchError: See `measure`.
         """
         counts: Counter[str] = Counter()
@@ -62,6 +66,7 @@ class Gradients:
             if self._plan is None:
                 self._plan = self._planned(batch)
             counts += self._through_batch(batch, number, names, receive)
+        counts = sum(self.ranks.gather(counts), Counter())
         if not counts["samples"]:
             raise ScoreError("No sample has a label that counts, so there are no gradients.")
         return counts

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lottery_tickets.gradients._layers import input_of, is_stock_layer
+from lottery_tickets.training import uses_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def plan_for(
     try:
         for one, _ in flags:
             one.requires_grad_(True)
-        edges = _edges(forward().grad_fn, names)
+        edges = uses_of(forward().grad_fn, names)
     finally:
         for handle in handles:
             handle.remove()
@@ -96,21 +97,3 @@ def plan_for(
     tapped = {name: layers[name] for name in places if calls[name] and calls[name] == edges[name]}
     others = {name: objects[name] for name in places if name not in tapped}
     return Plan(tapped, others, singly=by_sample and bool(others or flattened & tapped.keys()))
-
-
-def _edges(root: Any, names: Mapping[int, str]) -> Counter[str]:
-    """How many operations of a graph take each parameter."""
-    edges: Counter[str] = Counter()
-    seen, stack = {root}, [root]
-    while stack:
-        for node, _ in stack.pop().next_functions:
-            if node is None:
-                continue
-            if hasattr(node, "variable"):
-                name = names.get(id(node.variable))
-                if name is not None:
-                    edges[name] += 1
-            elif node not in seen:
-                seen.add(node)
-                stack.append(node)
-    return edges

@@ -10,17 +10,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
 from lottery_tickets._batches import LossFunction
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._data import Samples
-from lottery_tickets.gradients._model import borrowed
+from lottery_tickets.gradients._model import borrowed, refuse_folder
 from lottery_tickets.gradients._passes import Gradients, Grouping
 from lottery_tickets.gradients._stores import Store
 from lottery_tickets.gradients._sums import Moments, Statistic, Sums
 from lottery_tickets.masks import Patterns, places_of, prunable_parameters
 from lottery_tickets.planning import refuse_if_too_large
+from lottery_tickets.training import joined
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Options:
     checkpoint_activations: bool = False
     progress: bool = True
     check_memory: bool = True
+    process_group: ProcessGroup | None = None
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and (not isinstance(self.chunk_size, int) or self.chunk_size < 1):
@@ -115,6 +119,15 @@ def compute_scores(
         ParameterSelectionError: Nothing to score.
         MemoryPlanError: More memory is needed than is free.
     """
+    refuse_folder(model, "gradients need backward passes, and these the whole model in memory")
+    model, ranks = joined(model, options.process_group, "Scores from gradients")
+    with ranks.together():
+        return _together(model, ranks, dataloader, criterion, options, moments=moments)
+
+
+def _together(
+    model: nn.Module, ranks: Ranks, dataloader: Any, criterion: Criterion, options: Options, *, moments: bool
+) -> Scored:
     refuse_if_too_large(
         "fisher",
         model,
@@ -131,10 +144,17 @@ def compute_scores(
     finish = partial(criterion.finish, parameters)
     summary = partial(criterion.summary, parameters) if moments and criterion.grouping == "sample" else None
     gathered = Scored({}, 0, {})
+    bars = options.progress and ranks.first
+    store = options.store if ranks.first or isinstance(options.store, str) else "disk"  # one file is one rank's
     if len(chunks) > 1 and options.store not in ("cpu", "device"):
         raise ScoreError("store='disk' needs no chunk_size: its accumulators are in no memory to be bounded.")
     with borrowed(model, checkpoint_activations=options.checkpoint_activations):
-        samples = Samples(dataloader, options.num_samples, seed=options.seed, passes=len(chunks))
+        samples = Samples(
+            *(dataloader, options.num_samples),
+            seed=options.seed,
+            passes=len(chunks),
+            may_be_none=ranks.size > 1,
+        )
         gradients = Gradients(
             model,
             places_of(model, parameters),
@@ -142,21 +162,28 @@ def compute_scores(
             loss_fn=options.loss_fn,
             clip=options.gradient_clip,
             autocast=options.use_mixed_precision and _on_cuda(parameters),
+            ranks=ranks,
         )
         for names in chunks:
             if criterion.drawn:
-                gradients.drawn = torch.Generator().manual_seed(options.seed)
-            sums = Sums({name: parameters[name] for name in names}, [criterion.statistic], options.store, summary)
-            bar = tqdm(samples, desc="scoring", unit=" batches", delay=2, disable=not options.progress)
+                gradients.drawn = torch.Generator().manual_seed(options.seed + ranks.rank)
+            like = {name: parameters[name] for name in names}
+            sums = Sums(like, [criterion.statistic], store, summary, ranks)
+            bar = tqdm(samples, desc="scoring", unit=" batches", delay=2, disable=not bars)
             counts = gradients.go_through(bar, names, sums.receive)
             count = counts["steps"] if criterion.grouping == "batch mean" else counts["samples"]
             scores = sums.finish(criterion.statistic, count, finish)
             if len(chunks) > 1:
                 scores = {name: score.cpu() for name, score in scores.items()}
             gathered.scores.update(scores)
-            gathered.moments.update(sums.moments)
+            gathered.moments.update(_added(ranks.gather(sums.moments)))
             gathered = gathered._replace(samples=counts["samples"])
     return gathered
+
+
+def _added(moments: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:
+    """Those of each rank as one."""
+    return {name: sum((one[name] for one in moments), Moments()) for name in moments[0]}
 
 
 def _clipped(criterion: Criterion, options: Options) -> Criterion:

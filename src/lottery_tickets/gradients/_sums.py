@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._stores import Store, Tensors
 
@@ -32,6 +33,9 @@ class Moments:
         self.total += value
         self.squares += value * value
 
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
     def standard_error(self) -> float:
         """Of the mean, `sqrt(variance / count)`; NaN for fewer than two."""
         if self.count < 2:
@@ -51,6 +55,7 @@ class Sums:
         store: See `Tensors`; a path holds the first of the statistics.
         summary: Function from a name and a gradient to the mean score that this gradient alone would give the
             parameter; its moments over the samples are kept.
+        ranks: Those whose sums are added to these in the end.
     """
 
     def __init__(
@@ -59,7 +64,9 @@ class Sums:
         statistics: Sequence[Statistic],
         store: Store,
         summary: Callable[[str, torch.Tensor], float] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._like, self._store = like, store
         self.tensors = {statistic: Tensors(like, store) for statistic in statistics}
         self.moments = {name: Moments() for name in like}
@@ -95,21 +102,24 @@ class Sums:
     def finish(
         self, statistic: Statistic, count: int, finish: Callable[[str, torch.Tensor], torch.Tensor | None]
     ) -> dict[str, torch.Tensor]:
-        """Means in place of the sums, and scores in place of the means.
+        """Means in place of the sums of all ranks, and scores in place of the means.
 
         Args:
             statistic: Which sums.
-            count: Summands.
+            count: Summands on all ranks.
             finish: Function from a name and a float32 mean, which it may overwrite, to the score; None stands for
                 what it left in the mean.
 
         Raises:
             ScoreError: A score that float32 does not hold.
         """
+        if any(self._ranks.gather(self.tensors[statistic].dtype == torch.float64)):
+            self._widen()
         sums = self.tensors.pop(statistic)
         scores = sums if sums.dtype == torch.float32 else Tensors(self._like, self._store)
         for name in self._like:
             with sums.use(name) as total, scores.use(name) as score:
+                self._ranks.add_up(total)
                 if scores is not sums:
                     score.copy_(total.div_(count))
                 else:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lottery_tickets._batches import output_of
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._flow import linearised, stock_layers
-from lottery_tickets.gradients._model import borrowed
+from lottery_tickets.gradients._model import borrowed, refuse_folder
 from lottery_tickets.gradients._ranks import add_ranks
 from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.masks import Patterns, places_of, unpack_range
@@ -90,6 +90,7 @@ def compute_synflow_importance(
         raise ScoreError(f"rounds is a positive integer, got {rounds!r}.")
     if not 0 < final_density < 1:
         raise ScoreError(f"final_density is a fraction in (0, 1), got {final_density!r}.")
+    refuse_folder(model, "SynFlow needs backward passes, and these the whole model in memory")
     refuse_if_too_large("synflow", model, check=check_memory, include=include, exclude=exclude)
     parameters = scorable(model, include, exclude)
     kept = {name: torch.ones(one.shape, dtype=torch.bool) for name, one in parameters.items()}

@@ -2,109 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from lottery_tickets._batches import kept_positions, run
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
-from lottery_tickets.gradients._data import Samples
 from lottery_tickets.gradients._layers import add_weight_gradient, input_of, is_convolution, is_stock_layer
-from lottery_tickets.gradients._model import borrowed
-from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.gradients._sums import check_finite
-from lottery_tickets.masks import Patterns, places_of
-from lottery_tickets.planning import refuse_if_too_large
+from lottery_tickets.masks import places_of
+
+# Weights that are turned into scores at a time, in float64.
+_AT_A_TIME = 1 << 22
+# Of the batch that goes through the model; forward passes that take turns have a context each.
+_KEPT: ContextVar[torch.Tensor | None] = ContextVar("positions that are not padding", default=None)
 
 
-def compute_wanda_importance(
-    model: nn.Module,
-    dataloader: Any,
-    num_samples: int | None = 128,
-    *,
-    include: Patterns = None,
-    exclude: Patterns = None,
-    seed: int = 0,
-    progress: bool = True,
-    check_memory: bool = True,
-) -> dict[str, torch.Tensor]:
-    """Weight times activation: `|w_ij| * ||x_j||`, x_j the layer's input feature j over all tokens of all samples.
-
-    For a convolution, x is all that a weight is multiplied with: its input channel at its place in the kernel. A
-    layer used several times, or a weight in several layers, takes the norm over all uses. Meant to be compared
-    within an output row: `create_importance_mask(scores, sparsity, scope="row")`. Forward passes only.
+class InputNorms:
+    """Norms of what each weight is multiplied with, over all batches that have gone through a model.
 
     Args:
-        model: Any module, of any floating-point type.
-        dataloader: Iterable of batches, or one batch; labels are not needed. Positions where `attention_mask` is 0
-            count for nothing, in layers whose input has one row for each position.
-        num_samples: Stop after so many samples; None for all.
-        include: Widens what is scored; only weights of layers have an input feature.
-        exclude: Narrows it.
-        seed: Of the order of a dataloader that shuffles.
-        progress: Show a bar on anything that takes over two seconds.
-        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
-
-    Returns:
-        Scores by name.
-
-    Raises:
-        ScoreError: No samples, activations that are not finite, or weights whose layer was not called.
-        BatchError: A batch of an unknown form.
-        ParameterSelectionError: Nothing to score.
-        MemoryPlanError: More memory is needed than is free.
-
-    Example:
-        >>> import torch
-        >>> from lottery_tickets.importance_scoring import compute_wanda_importance
-        >>> model = torch.nn.Linear(2, 1, bias=False)
-        >>> _ = model.weight.data.copy_(torch.tensor([[1.0, -2.0]]))
-        >>> compute_wanda_importance(model, (torch.tensor([[3.0, 1.0], [4.0, 0.0]]), torch.zeros(2, 1)))
-        {'weight': tensor([[5., 2.]])}
-
-    References:
-        Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024, equation 1.
+        model: Any module.
+        parameters: Of its layers, by canonical name.
     """
-    refuse_if_too_large("wanda", model, dataloader, check=check_memory, include=include, exclude=exclude)
-    parameters = scorable(model, include, exclude)
-    places = places_of(model, parameters)
-    layers = {
-        name: list(dict.fromkeys(module for module, key in held if key == "weight" and is_stock_layer(module)))
-        for name, held in places.items()
-    }
-    squares: dict[str, torch.Tensor] = {}
-    padding: list[torch.Tensor | None] = [None]
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
-            found = _squares(layer, input_of(layer, args, kwargs), output, padding[0])
-            squares[name] = squares[name].add_(found) if name in squares else found
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._model = model
+        self._layers = {
+            name: list(dict.fromkeys(module for module, key in held if key == "weight" and is_stock_layer(module)))
+            for name, held in places_of(model, parameters).items()
+        }
+        self._squares: dict[str, torch.Tensor] = {}
 
-        return hook
-
-    with borrowed(model, checkpoint_activations=False), torch.no_grad():
-        samples = Samples(dataloader, num_samples, seed=seed, passes=1)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """The time in which what goes through the layers counts."""
         handles = [
-            layer.register_forward_hook(watch(name), with_kwargs=True, prepend=True)
-            for name, held in layers.items()
+            layer.register_forward_hook(self._watch(name), with_kwargs=True, prepend=True)
+            for name, held in self._layers.items()
             for layer in held
         ]
         try:
-            for batch in tqdm(samples, desc="scoring", unit=" batches", delay=2, disable=not progress):
-                padding[0] = kept_positions(model, batch)
-                run(model, batch)
+            yield
         finally:
             for handle in handles:
                 handle.remove()
-    _refuse_missing([name for name in parameters if name not in squares])
-    scores = {}
-    for name, parameter in parameters.items():
-        scores[name] = (parameter.detach().abs().double() * squares.pop(name).sqrt()).float().cpu()
-        check_finite(name, scores[name])
-    return scores
+
+    def add(self, batch: Any) -> None:
+        """Have a batch go through the model; positions that are padding count for nothing."""
+        before = _KEPT.set(kept_positions(self._model, batch))
+        try:
+            run(self._model, batch)
+        finally:
+            _KEPT.reset(before)
+
+    def add_up(self, ranks: Ranks, device: torch.device) -> None:
+        """Add what has gone through the layers on other ranks, of which some may not have called each."""
+        shapes: dict[str, torch.Size] = {}
+        for theirs in ranks.gather({name: squares.shape for name, squares in self._squares.items()}):
+            shapes |= theirs
+        for name in sorted(shapes):
+            if name not in self._squares:
+                self._squares[name] = torch.zeros(shapes[name], dtype=torch.float64, device=device)
+            ranks.add_up(self._squares[name])
+
+    def __contains__(self, name: object) -> bool:
+        """Whether something has gone through the layers of this parameter."""
+        return name in self._squares
+
+    def score(self, name: str, weight: torch.Tensor, into: torch.Tensor) -> None:
+        """Magnitudes of weights times the norms, some rows at a time.
+
+        Raises:
+            ScoreError: One that is not finite.
+        """
+        norms = self._squares[name].sqrt()
+        rows = max(1, _AT_A_TIME // max(1, weight[:1].numel()))
+        for start in range(0, len(weight), rows):
+            part = norms if norms.dim() == 1 else norms[start : start + rows]
+            into[start : start + rows] = (weight[start : start + rows].detach().abs().double() * part).float()
+        check_finite(name, into)
+
+    def refuse_missing(self) -> None:
+        """Refuse parameters of which nothing is known.
+
+        Raises:
+            ScoreError: Naming them.
+        """
+        missing = [name for name in self._layers if name not in self._squares]
+        if missing:
+            raise ScoreError(
+                f"No layer that holds {', '.join(missing)} was called, so there is no input to weigh it by: the "
+                "weight is used some other way, or these samples do not reach it. Exclude it, or give more "
+                "samples."
+            )
+
+    def _watch(self, name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+            found = _squares(layer, input_of(layer, args, kwargs), output, _KEPT.get())
+            self._squares[name] = self._squares[name].add_(found) if name in self._squares else found
+
+        return hook
 
 
 def _squares(layer: Any, inputs: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
@@ -119,11 +122,3 @@ def _squares(layer: Any, inputs: torch.Tensor, output: torch.Tensor, kept: torch
         wide = wide * kept[..., None].to(wide)
     features = wide.reshape(-1, wide.shape[-1]).sum(0)
     return features if isinstance(layer, nn.Linear) else features[:, None]
-
-
-def _refuse_missing(names: Sequence[str]) -> None:
-    if names:
-        raise ScoreError(
-            f"No layer that holds {', '.join(names)} was called, so there is no input to weigh it by: the weight "
-            "is used some other way, or these samples do not reach it. Exclude it, or give more samples."
-        )

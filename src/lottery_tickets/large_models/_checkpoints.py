@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lottery_tickets._safetensors import DamagedFileError, parse_json, read_header, shorten
+from lottery_tickets._safetensors import DamagedFileError, check_text_size, parse_json, read_header, shorten
 from lottery_tickets.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
@@ -203,21 +203,24 @@ def _indexed_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _weight_map(folder: Path, path: Path) -> dict[str, str]:
     try:
-        index = parse_json(check_inside(folder, path).read_bytes())
+        shards = sum(shard.stat().st_size for shard in folder.glob("*.safetensors"))
+        size = check_inside(folder, path).stat().st_size
+        check_text_size(size, size + shards)
+        index = parse_json(path.read_bytes())
     except DamagedFileError as error:
         raise CheckpointError(f"{path}: not an index of shards ({error}); get the checkpoint again.") from error
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict):
         raise CheckpointError(f"{path}: not an index of shards (no weight_map); get the checkpoint again.")
     for key, file in places.items():
-        if not isinstance(file, str) or not _is_name(file):
+        if not isinstance(file, str) or not is_file_name(file):
             raise CheckpointError(
                 f"{path}: shard {shorten(file)} of {key} is not the name of a file in this folder."
             )
     return places
 
 
-def _is_name(file: str) -> bool:
+def is_file_name(file: str) -> bool:
     """Whether this names something in a folder, and cannot lead out of it."""
     separated = any(character in file for character in ("/", "\\", "\0"))
     return not separated and file not in ("", ".", "..") and len(file.encode()) <= _LONGEST_NAME

@@ -31,6 +31,7 @@ from lottery_tickets.large_models._checkpoints import (
 from lottery_tickets.large_models._gathering import gathering
 from lottery_tickets.large_models._names import FLOAT_BYTES, keys_of, twins_of
 from lottery_tickets.masks import PackedBits, as_mask
+from lottery_tickets.planning import Shapes, refuse_if_too_large
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def prune_checkpoint(
     output: str | os.PathLike[str],
     *,
     progress: bool = True,
+    check_memory: bool = True,
 ) -> PrunedCheckpoint:
     """Write a copy of a checkpoint in which pruned weights are zero, shard by shard.
 
@@ -85,6 +87,7 @@ def prune_checkpoint(
             checkpoint stores twice is masked in both places.
         output: The folder to make; it must not exist.
         progress: Show a bar on anything that takes over two seconds.
+        check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
 
     Returns:
         A `PrunedCheckpoint`.
@@ -94,6 +97,7 @@ def prune_checkpoint(
             refuses.
         MaskMismatchError: A tensor of the mask that the checkpoint does not store, in that shape, as floating
             point numbers.
+        MemoryPlanError: More memory is needed than is free.
 
     Example:
         >>> import torch
@@ -109,6 +113,8 @@ def prune_checkpoint(
     checkpoint = read_checkpoint(folder)
     ticket = as_mask(mask)
     keys = keys_of(ticket.shapes, checkpoint)
+    widest = max((FLOAT_BYTES[checkpoint.tensors[key].dtype] for key in keys.values()), default=1)
+    refuse_if_too_large("apply", Shapes.of_sizes(ticket.layer_numel(), widest), check=check_memory)
     bits = {key: ticket.packed(name) for name, key in keys.items()}
     bits |= {twin: bits[key] for twin, key in twins_of(checkpoint, bits).items()}
     others, left_out = _other_files(checkpoint)

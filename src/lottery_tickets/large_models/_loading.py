@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import CheckpointError, MissingExtraError
-from lottery_tickets.large_models._checkpoints import read_checkpoint
+from lottery_tickets.large_models._checkpoints import Checkpoint, read_checkpoint
+from lottery_tickets.large_models._dcp import is_distributed_checkpoint
+from lottery_tickets.large_models._pages import TYPES
+from lottery_tickets.planning import Shapes, refuse_if_too_large
 
 # Weights as transformers reads them, configuration and tokenizer; not the same weights in other formats.
 _HUB_FILES = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -23,8 +26,8 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
     """Folder of a checkpoint: the folder itself, or the local copy of a model on the Hugging Face hub.
 
     Args:
-        model: A folder saved by `save_pretrained`, or a hub id such as "HuggingFaceTB/SmolLM2-135M", which is
-            downloaded once and then taken from the cache.
+        model: A folder saved by `save_pretrained` or by `torch.distributed.checkpoint.save`, or a hub id such as
+            "HuggingFaceTB/SmolLM2-135M", which is downloaded once and then taken from the cache.
 
     Raises:
         CheckpointError: Neither a folder here nor a model that the hub gives; or a folder without safetensors
@@ -43,7 +46,8 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         folder = _downloaded(str(model))
-    read_checkpoint(folder)
+    if not is_distributed_checkpoint(folder):
+        read_checkpoint(folder)
     return folder
 
 
@@ -53,6 +57,7 @@ def load_model(
     *,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    check_memory: bool = True,
 ) -> nn.Module:
     """Causal language model of a checkpoint folder, in evaluation mode.
 
@@ -61,9 +66,12 @@ def load_model(
         dtype: Data type of the weights; None keeps the checkpoint's.
         device: Where to.
         progress: Show transformers' bar.
+        check_memory: Refuse before anything is done if more memory is needed than is free. Weights that keep
+            their data type need none: they are mapped from the files, and the system takes pages back.
 
     Raises:
         CheckpointError: transformers cannot load it, or weights of the model are not in the files.
+        MemoryPlanError: More memory is needed than is free.
         MissingExtraError: transformers is not installed.
 
     Example:
@@ -76,6 +84,8 @@ def load_model(
         (torch.bfloat16, torch.float32)
     """
     transformers = _transformers()
+    if dtype is not None:
+        _refuse_if_too_large(read_checkpoint(folder), dtype, check=check_memory)
     try:
         with _bars(transformers, shown=progress):
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -113,6 +123,14 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
         return _transformers().AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # as above
         raise CheckpointError(f"{folder}: transformers cannot load its tokenizer: {_first_line(error)}") from error
+
+
+def _refuse_if_too_large(checkpoint: Checkpoint, dtype: torch.dtype, *, check: bool) -> None:
+    """Ask for the memory of weights that are turned to another type."""
+    turned = {
+        name: one.shape.numel() for name, one in checkpoint.tensors.items() if TYPES.get(one.dtype, dtype) != dtype
+    }
+    refuse_if_too_large("load", Shapes.of_sizes(turned, dtype.itemsize), check=check)
 
 
 def _downloaded(model: str) -> Path:

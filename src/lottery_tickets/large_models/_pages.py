@@ -12,7 +12,7 @@ import mmap
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -90,6 +90,18 @@ class FilePages:
         first = self._place_of(view)
         stride, size = view.stride(0) * view.element_size(), view.shape[1] * view.element_size()
         return [_Place(first.file, first.start + row * stride, size) for row in range(view.shape[0])]
+
+    def fetch(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Ask for the weights, in their order; may wait while the disk has much to do."""
+        for tensor in tensors:
+            if tensor.numel():
+                self._place_of(tensor).fetch()
+
+    def give_back(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Take the pages of these weights out of this process."""
+        for tensor in tensors:
+            if tensor.numel():
+                self._place_of(tensor).give_back()
 
     @contextmanager
     def reading(self, runs: Sequence[torch.Tensor]) -> Iterator[Turn]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,9 +12,10 @@ from torch import nn
 from lottery_tickets.errors import CheckpointError, ParameterSelectionError
 from lottery_tickets.large_models import _name_rule
 from lottery_tickets.large_models._checkpoints import Checkpoint, StoredTensor
-from lottery_tickets.large_models._names import located, same_bytes
+from lottery_tickets.large_models._names import same_bytes
 from lottery_tickets.large_models._pages import TYPES
-from lottery_tickets.masks import Patterns, chosen_parameters, matching_names, parameter_aliases
+from lottery_tickets.large_models._skeletons import UnknownArchitectureError, keys_of_parameters, skeletons
+from lottery_tickets.masks import Patterns, chosen_parameters, matching_names
 from lottery_tickets.sparsity import Layout, layouts_of
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def prunable_tensors(
     """
     try:
         found = _by_architecture(checkpoint, include, exclude, only_weights=only_weights)
-    except _UnknownArchitectureError as reason:
+    except UnknownArchitectureError as reason:
         _log.info("%s: prunable tensors are told by their names: %s", checkpoint.folder, reason)
         found = _by_names(checkpoint, include, exclude, str(reason), only_weights=only_weights)
     for name, tensor in found.stored.items():
@@ -65,17 +66,13 @@ def prunable_tensors(
 # --- By architecture ---
 
 
-class _UnknownArchitectureError(Exception):
-    """Why the architecture cannot be asked."""
-
-
 def _by_architecture(
     checkpoint: Checkpoint, include: Patterns, exclude: Patterns, *, only_weights: bool
 ) -> Prunable:
     misfits = []
-    for model in _skeletons(checkpoint):
+    for model in skeletons(checkpoint):
         chosen = chosen_parameters(model, include, exclude, only_weights=only_weights)
-        keys = _keys_of(model, chosen, checkpoint)
+        keys = keys_of_parameters(model, chosen, checkpoint)
         problems = _problems(chosen, keys, checkpoint)
         if not problems:
             stored = {name: checkpoint.tensors[keys[name]] for name in chosen}
@@ -86,76 +83,6 @@ def _by_architecture(
         f"{checkpoint.folder} is not stored as its model is loaded{quantized}: {min(misfits)[1]}. Load the model "
         "and draw the mask from it."
     )
-
-
-def _skeletons(checkpoint: Checkpoint) -> Iterator[nn.Module]:
-    """Models without weights that the checkpoint may be meant for, the usual one first."""
-    config = _parsed_config(checkpoint)
-    import transformers
-
-    named: list[Any] = [getattr(transformers, str(name), None) for name in config.architectures or ()]
-    failures = []
-    built = 0
-    for make in (
-        transformers.AutoModelForCausalLM.from_config,
-        *(one._from_config for one in named if hasattr(one, "_from_config")),
-        transformers.AutoModel.from_config,
-    ):
-        try:
-            model = _untied_where_stored_so(make, config, checkpoint)
-        except CheckpointError:
-            raise
-        except Exception as error:  # a damaged configuration raises whatever it happens to run into
-            failures.append(str(error).strip().partition("\n")[0])
-            continue
-        built += 1
-        yield model
-    if not built:
-        raise _UnknownArchitectureError(f"transformers cannot make its model ({failures[0]})")
-
-
-def _parsed_config(checkpoint: Checkpoint) -> Any:
-    if checkpoint.config() is None:
-        raise _UnknownArchitectureError("there is no config.json")
-    try:
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise _UnknownArchitectureError("transformers is not installed") from error
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder)
-    except Exception as error:  # as above
-        line = str(error).strip().partition("\n")[0]
-        raise _UnknownArchitectureError(f"transformers does not know its config.json ({line})") from error
-    layers = getattr(config, "num_hidden_layers", None)
-    if isinstance(layers, int) and layers > len(checkpoint.tensors):
-        raise CheckpointError(
-            f"{checkpoint.folder}: config.json speaks of {layers} layers, and {len(checkpoint.tensors)} tensors "
-            "are stored; get the checkpoint again."
-        )
-    return config
-
-
-def _untied_where_stored_so(make: Any, config: Any, checkpoint: Checkpoint) -> nn.Module:
-    """The model on the meta device; loading does not tie what is stored twice and differs."""
-    with torch.device("meta"):
-        model: nn.Module = make(config)
-        for names in parameter_aliases(model).values():
-            keys = [key for key in located(names, checkpoint.tensors).values() if key in checkpoint.tensors]
-            if len(keys) > 1 and not all(same_bytes(checkpoint, keys[0], key) for key in keys[1:]):
-                config.tie_word_embeddings = False
-                return make(config)  # type: ignore[no-any-return]
-    return model
-
-
-def _keys_of(model: nn.Module, chosen: Mapping[str, nn.Parameter], checkpoint: Checkpoint) -> dict[str, str]:
-    """Canonical name to key; a tied tensor may be stored under any of its names."""
-    stored_as = {
-        names[0]: next((name for name in names if name in checkpoint.tensors), names[0])
-        for names in parameter_aliases(model).values()
-        if names[0] in chosen
-    }
-    keys = located(list(stored_as.values()), checkpoint.tensors)
-    return {name: keys.get(alias, alias) for name, alias in stored_as.items()}
 
 
 def _problems(chosen: Mapping[str, nn.Parameter], keys: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:

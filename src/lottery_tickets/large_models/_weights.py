@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,9 @@ import torch
 
 from lottery_tickets.errors import CheckpointError
 from lottery_tickets.large_models._checkpoints import read_checkpoint
-from lottery_tickets.large_models._pages import mapped
+from lottery_tickets.large_models._dcp import as_safetensors, is_distributed_checkpoint
+from lottery_tickets.large_models._names import located
+from lottery_tickets.large_models._pages import TYPES, mapped
 from lottery_tickets.large_models._prunable import prunable_tensors
 from lottery_tickets.masks import Patterns
 from lottery_tickets.sparsity import Layout, Pages
@@ -63,8 +65,11 @@ def map_weights(
     transformers makes from `config.json` without weights; where either is missing, from what tensors are called
     (see the guide "Models on disk").
 
+    A checkpoint of `torch.distributed.checkpoint` is first copied into a temporary folder, tensor by tensor (see
+    the guide "Many ranks").
+
     Args:
-        folder: A checkpoint folder; see `read_checkpoint`.
+        folder: A checkpoint folder; see `read_checkpoint`. Or one that `torch.distributed.checkpoint.save` wrote.
         include: See `prunable_parameters`; predicates are given parameters on the meta device.
         exclude: Likewise.
         only_weights: Likewise.
@@ -83,7 +88,29 @@ def map_weights(
         ...     print(len(weights.tensors), weights.tensors["model.layers.0.mlp.up_proj.weight"].dtype)
         7 torch.bfloat16
     """
+    folder = Path(folder)
+    with as_safetensors(folder) if is_distributed_checkpoint(folder) else nullcontext(folder) as readable:
+        checkpoint = read_checkpoint(readable)
+        found = prunable_tensors(checkpoint, include, exclude, only_weights=only_weights)
+        with mapped(checkpoint.folder, found.stored) as (tensors, pages):
+            yield MappedWeights(folder, tensors, found.layouts, pages)
+
+
+@contextmanager
+def map_parameters(folder: str | os.PathLike[str], names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Map parameters of a checkpoint into memory for the time of a block, those of these names that it stores.
+
+    Args:
+        folder: A checkpoint folder; see `read_checkpoint`.
+        names: Of the model's parameters; a checkpoint saved with or without the prefix of the base model is
+            understood.
+
+    Raises:
+        CheckpointError: A folder that `read_checkpoint` refuses.
+    """
     checkpoint = read_checkpoint(folder)
-    found = prunable_tensors(checkpoint, include, exclude, only_weights=only_weights)
-    with mapped(checkpoint.folder, found.stored) as (tensors, pages):
-        yield MappedWeights(checkpoint.folder, tensors, found.layouts, pages)
+    keys = located(list(names), checkpoint.tensors)
+    stored = {name: checkpoint.tensors[key] for name, key in keys.items() if key in checkpoint.tensors}
+    known = {name: tensor for name, tensor in stored.items() if tensor.dtype in TYPES}
+    with mapped(checkpoint.folder, known) as (tensors, _):
+        yield tensors

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +21,15 @@ from lottery_tickets.errors import MaskAppliedError, MaskMismatchError
 from lottery_tickets.masks import _bits
 from lottery_tickets.masks._bits import PackedBits
 from lottery_tickets.masks._buffers import Buffers
-from lottery_tickets.masks._mask import Mask, as_mask
-from lottery_tickets.masks._parameters import Place, parameters_of, places_of
+from lottery_tickets.masks._mask import Mask
+from lottery_tickets.masks._parameters import Place, places_of
+from lottery_tickets.masks._sharded import ticket_of
+from lottery_tickets.masks._shards import is_sharded, local_of, reshard
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MARK = "_lottery_tickets_masked"
+# Models whose shards are masked for the time of a block.
+_SHARDS_MASKED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @contextmanager
@@ -36,15 +41,19 @@ def applied(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> Iterator[nn.M
     by whatever way, the model is bit for bit what it was. Extra memory: the packed mask and the copies that are
     alive at one time, one per layer that is computing. The backward pass belongs inside the block.
 
+    A sharded model (FSDP2, tensor parallelism) is put together from its shards in the middle of a forward pass, so
+    there the shards are masked: what they lose is kept, one value for each pruned weight of this rank, and put
+    back on leaving, bit for bit. All ranks enter and leave.
+
     Args:
         model: Any module; its mode, flags and hooks are left alone.
-        mask: A `Mask` or a plain dict of tensors, over any part of the model's parameters.
+        mask: A `Mask`, a `ShardedMask` or a plain dict of tensors, over any part of the model's parameters.
 
     Yields:
         The model.
 
     Raises:
-        MaskMismatchError: Names or shapes that the model does not have.
+        MaskMismatchError: Names or shapes that the model does not have, or a mask sharded in another way.
         WeightsError: Parameters on the meta device.
         MaskAppliedError: A mask is already applied to one of these layers, or a layer hides its weights from
             its attributes (recurrent layers, TorchScript).
@@ -58,9 +67,17 @@ def applied(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> Iterator[nn.M
         >>> out.item()
         0.0
     """
-    ticket = as_mask(mask)
     refuse_nesting(model)
-    places = places_of(model, parameters_of(model, ticket))
+    parameters, ticket = ticket_of(model, mask)
+    sharded = any(is_sharded(parameter) for parameter in parameters.values())
+    with masked_shards(model, parameters, ticket) if sharded else _masked_reads(model, parameters, ticket):
+        yield model
+
+
+@contextmanager
+def _masked_reads(model: nn.Module, parameters: Mapping[str, torch.Tensor], ticket: Mask) -> Iterator[None]:
+    """Modules whose masked parameters read as masked copies."""
+    places = places_of(model, parameters)
     changes: dict[nn.Module, dict[str, PackedBits]] = {}
     for name, found in places.items():
         for module, attribute in found:
@@ -72,7 +89,7 @@ def applied(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> Iterator[nn.M
         for module, attributes in changes.items():
             module.__class__ = _masked_class(type(module), attributes, copies)
         with torch.autograd.graph.saved_tensors_hooks(copies.save, copies.restore):
-            yield model
+            yield
     finally:
         for module, original in classes.items():
             module.__class__ = original
@@ -84,13 +101,14 @@ def apply_mask(
     """Set the pruned weights to zero for good, in place.
 
     Args:
-        model: The model to prune; all is checked before anything is written.
-        mask: A `Mask` or a plain dict of tensors.
+        model: The model to prune; all is checked before anything is written. Of a sharded model every rank prunes
+            what it holds.
+        mask: A `Mask`, a `ShardedMask` or a plain dict of tensors.
         clone_weights: Return what was removed, for `remove_mask`.
 
     Returns:
         With `clone_weights`, name to the removed weights: one-dimensional, row-major, in the parameter's dtype
-        on its device. Otherwise None.
+        on its device; of a sharded model those of this rank. Otherwise None.
 
     Raises:
         MaskMismatchError: Names or shapes that the model does not have.
@@ -106,11 +124,8 @@ def apply_mask(
         (0.0, torch.Size([1]))
         >>> remove_mask(layer, mask, removed)
     """
-    ticket = as_mask(mask)
-    parameters = parameters_of(model, ticket)
-    removed = None
-    if clone_weights:
-        removed = {name: weight.detach()[_pruned(ticket, name, weight)] for name, weight in parameters.items()}
+    parameters, ticket = ticket_of(model, mask)
+    removed = removed_weights(parameters, ticket) if clone_weights else None
     for name, weight in parameters.items():
         zero_pruned(weight, ticket.packed(name))
     return removed
@@ -125,7 +140,7 @@ def remove_mask(
         model: The pruned model.
         mask: The mask that was applied.
         original_weights: For every tensor of the mask, either the removed weights as `apply_mask` returned them,
-            or the whole tensor as it was before.
+            or the whole tensor (of a sharded model this rank's part) as it was before.
 
     Raises:
         MaskMismatchError: Weights missing, or of another number or dtype; nothing is written then.
@@ -140,19 +155,34 @@ def remove_mask(
         >>> torch.equal(layer.weight, before)
         True
     """
-    ticket = as_mask(mask)
-    parameters = parameters_of(model, ticket)
+    parameters, ticket = ticket_of(model, mask)
     for name, weight in parameters.items():
-        _check_original(name, weight, ticket, original_weights)
+        _check_original(name, local_of(weight), ticket, original_weights)
     for name, weight in parameters.items():
-        original = original_weights[name].to(weight.device)
-        pruned = _pruned(ticket, name, weight)
-        weight.detach()[pruned] = original[pruned] if original.shape == weight.shape else original
+        put_back(weight, ticket[name], local_of(original_weights[name]))
+
+
+def removed_weights(parameters: Mapping[str, torch.Tensor], ticket: Mask) -> dict[str, torch.Tensor]:
+    """Name to the pruned weights of what this rank holds, flat."""
+    held = {name: local_of(parameter).detach() for name, parameter in parameters.items()}
+    return {name: weight[~ticket[name].to(weight.device)] for name, weight in held.items()}
+
+
+def put_back(parameter: torch.Tensor, kept: torch.Tensor, original: torch.Tensor) -> None:
+    """Write the pruned weights of what this rank holds: flat, or where they stand in a tensor of its shape."""
+    weight = local_of(parameter).detach()
+    original, pruned = original.to(weight.device), ~kept.to(weight.device)
+    weight[pruned] = original[pruned] if original.shape == weight.shape else original
+    if is_sharded(parameter):  # a tensor around this one, with a count of its own
+        torch.autograd.graph.increment_version(parameter)
 
 
 def zero_pruned(tensor: torch.Tensor, packed: PackedBits) -> None:
-    """Set the elements whose bit is not set to +0, in place, the others staying bit for bit."""
-    data = tensor.detach()
+    """Set the elements whose bit is not set to +0, in place, the others staying bit for bit.
+
+    Of a sharded tensor the bits are those of this rank's part.
+    """
+    data = local_of(tensor).detach()
     if data.is_cpu and data.is_contiguous():
         integers = _as_integers(data)
         _keep(integers, packed, integers)
@@ -178,7 +208,7 @@ class _Recipe(NamedTuple):
                 "A masked weight was modified in place between the forward and the backward pass; "
                 "step the optimizer after backward()."
             )
-        masked = _masked_copy(self.weight, self.packed, self.copies.buffers)
+        masked = masked_copy(self.weight, self.packed, self.copies.buffers)
         return masked.as_strided(self.size, self.stride, self.offset)
 
 
@@ -191,7 +221,7 @@ class _Copies:
 
     def make(self, weight: torch.Tensor, packed: PackedBits) -> torch.Tensor:
         if not (torch.is_grad_enabled() and weight.requires_grad):
-            return _masked_copy(weight.detach(), packed, self.buffers)
+            return masked_copy(weight.detach(), packed, self.buffers)
         masked: torch.Tensor = _MaskedWeight.apply(weight, packed, self.buffers)  # type: ignore[no-untyped-call]
         # While the object lives no other storage can have its address, so a match by address is a true one.
         address = masked.untyped_storage().data_ptr()
@@ -218,13 +248,59 @@ class _MaskedWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, packed: PackedBits, buffers: Buffers | None) -> torch.Tensor:
         ctx.packed = packed
-        return _masked_copy(weight, packed, buffers)
+        return masked_copy(weight, packed, buffers)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         # The map is linear, so it is its own derivative; applied as such, it has one in turn.
         # A gradient stays as long as its parameter, so it gets memory of its own.
         return _MaskedWeight.apply(gradients[0], ctx.packed, None), None, None  # type: ignore[no-untyped-call]
+
+
+def check_gradient(name: str, parameter: torch.Tensor) -> None:
+    """Refuse a gradient that the bits of its parameter do not fit."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.layout != torch.strided:
+        raise MaskAppliedError(
+            f"{name}: its gradient is {gradient.layout}, which cannot be masked in place; use a layer "
+            "with dense gradients (sparse=False), or leave it out of the mask."
+        )
+    parts = local_of(gradient).shape, local_of(parameter).shape
+    if parts[0] != parts[1]:
+        raise MaskAppliedError(
+            f"{name}: this rank holds {tuple(parts[1])} of it and {tuple(parts[0])} of its gradient, so the mask "
+            "does not fit that; redistribute the gradient as the parameter is."
+        )
+
+
+@contextmanager
+def masked_shards(model: nn.Module, parameters: Mapping[str, torch.Tensor], ticket: Mask) -> Iterator[None]:
+    """Shards without their pruned weights and gradients of these, for the time of the block."""
+    removed = removed_weights(parameters, ticket)
+
+    def mask_gradient(name: str, parameter: torch.Tensor) -> None:
+        check_gradient(name, parameter)
+        zero_pruned(parameter.grad, ticket.packed(name))  # type: ignore[arg-type]
+
+    handles = [
+        parameter.register_post_accumulate_grad_hook(partial(mask_gradient, name))  # type: ignore[no-untyped-call]
+        for name, parameter in parameters.items()
+        if parameter.requires_grad
+    ]
+    _SHARDS_MASKED.add(model)
+    try:
+        for name, parameter in parameters.items():
+            zero_pruned(parameter, ticket.packed(name))
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            put_back(parameter, ticket[name], removed.pop(name))
+        # What was put together inside the block was made of masked shards.
+        reshard(model)
+        _SHARDS_MASKED.discard(model)
+        for handle in handles:
+            handle.remove()
 
 
 def _masked_class(original: type, attributes: Mapping[str, PackedBits], copies: _Copies) -> type:
@@ -256,7 +332,7 @@ def _masked_reader(attribute: str, packed: PackedBits, copies: _Copies) -> Calla
 def refuse_nesting(model: nn.Module) -> None:
     """Raise MaskAppliedError where a mask is applied already."""
     for name, module in model.named_modules():
-        if getattr(type(module), _MARK, False):
+        if getattr(type(module), _MARK, False) or module in _SHARDS_MASKED:
             raise MaskAppliedError(
                 f"{name or type(module).__name__}: a mask is already applied to this layer; leave that block "
                 "first, or combine the masks with & and apply the result."
@@ -272,7 +348,7 @@ def _check_maskable(name: str, place: Place) -> None:
         )
 
 
-def _masked_copy(weight: torch.Tensor, packed: PackedBits, buffers: Buffers | None) -> torch.Tensor:
+def masked_copy(weight: torch.Tensor, packed: PackedBits, buffers: Buffers | None = None) -> torch.Tensor:
     """Contiguous copy with the pruned weights +0, bit for bit otherwise."""
     if not weight.is_cpu:
         kept = _bits.unpack(packed, weight.shape).to(weight.device)
@@ -294,10 +370,6 @@ def _as_integers(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return tensor.view(-1).view(_INTEGERS[tensor.element_size()]).numpy()
 
 
-def _pruned(ticket: Mask, name: str, weight: torch.Tensor) -> torch.Tensor:
-    return ~ticket[name].to(weight.device)
-
-
 def _has_storage(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_meta and type(tensor) in (torch.Tensor, nn.Parameter)
 
@@ -312,9 +384,10 @@ def _check_original(
         )
     if name not in original_weights:
         raise MaskMismatchError(f"{name}: original_weights lacks it; give what apply_mask returned.")
-    original = original_weights[name]
-    if not isinstance(original, torch.Tensor):
-        raise MaskMismatchError(f"{name}: original_weights holds {type(original).__name__}, expected a tensor.")
+    if not isinstance(original_weights[name], torch.Tensor):
+        held = type(original_weights[name]).__name__
+        raise MaskMismatchError(f"{name}: original_weights holds {held}, expected a tensor.")
+    original = local_of(original_weights[name])
     removed = weight.numel() - _bits.count(ticket.packed(name))
     if original.dtype != weight.dtype or original.shape not in (weight.shape, torch.Size([removed])):
         raise MaskMismatchError(

@@ -19,10 +19,12 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lottery_tickets.errors import MaskAppliedError
-from lottery_tickets.masks._applied import refuse_nesting, zero_pruned
+from lottery_tickets.masks._applied import check_gradient, refuse_nesting, zero_pruned
 from lottery_tickets.masks._bits import unpack_there
 from lottery_tickets.masks._mask import Mask, as_mask
-from lottery_tickets.masks._parameters import parameters_of, places_of
+from lottery_tickets.masks._parameters import places_of
+from lottery_tickets.masks._sharded import ShardedMask, ticket_of
+from lottery_tickets.masks._shards import is_sharded, local_of
 
 # Where gradient, weight and state are zero they stay so under these, whatever stands elsewhere in the tensor.
 _KEEPERS = (
@@ -52,9 +54,11 @@ def held(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> Iterator[nn.Modu
     On the CPU give Adam `fused=True`: its other steps take the root of a zero for every pruned weight, which is
     several times slower there than that of other numbers.
 
+    Of a sharded model (FSDP2, tensor parallelism) every rank holds its own shards; all enter and leave.
+
     Args:
         model: Any module that lets its parameters be masked in place.
-        mask: A `Mask` or a plain dict of tensors, over any part of the model's parameters.
+        mask: A `Mask`, a `ShardedMask` or a plain dict of tensors, over any part of the model's parameters.
 
     Yields:
         The model.
@@ -79,14 +83,13 @@ def held(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> Iterator[nn.Modu
     References:
         Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 1: training f(x; m * theta).
     """
-    ticket = as_mask(mask)
     refuse_nesting(model)
     if any(isinstance(hook, _Holder) for module in model.modules() for hook in module._forward_pre_hooks.values()):
         raise MaskAppliedError(
             f"{type(model).__name__}: a mask is held in this model already; leave that block first, or combine "
             "the masks with & and hold the result."
         )
-    holder = _Holder(ticket)
+    holder = _Holder(mask if isinstance(mask, ShardedMask) else as_mask(mask))
     handles = [
         register_optimizer_step_pre_hook(holder.before_step),
         register_optimizer_step_post_hook(holder.after_step),
@@ -138,8 +141,8 @@ class _Known:
 class _Holder:
     """What is held: the parameters of a model and of its copies, each with the name of its bits."""
 
-    def __init__(self, ticket: Mask) -> None:
-        self._ticket = ticket
+    def __init__(self, mask: Mask | ShardedMask) -> None:
+        self._mask = mask
         self._held: dict[int, _Held] = {}
         self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._handles: list[Any] = []
@@ -160,7 +163,8 @@ class _Holder:
 
     def take(self, model: nn.Module) -> None:
         """Zero the pruned weights and mask their gradients from now on."""
-        for name, places in places_of(model, parameters_of(model, self._ticket)).items():
+        parameters, self._ticket = ticket_of(model, self._mask)
+        for name, places in places_of(model, parameters).items():
             # Tied weights may be several objects over the same memory, each with a gradient of its own.
             objects = {id(one): one for module, key in places if (one := module._parameters[key]) is not None}
             for one in objects.values():
@@ -239,23 +243,20 @@ class _Holder:
     def _mask_gradient(self, parameter: torch.Tensor) -> None:
         held, gradient = self._held[id(parameter)], parameter.grad
         assert gradient is not None
-        if gradient.layout != torch.strided:
-            raise MaskAppliedError(
-                f"{held.name}: its gradient is {gradient.layout}, which cannot be masked in place; use a layer "
-                "with dense gradients (sparse=False), or leave it out of the mask."
-            )
+        check_gradient(held.name, parameter)
         self._zero(gradient, held.name)
         held.gradient = _Known(gradient)
 
     def _zero(self, tensor: torch.Tensor, name: str) -> None:
         packed = self._ticket.packed(name)
-        if tensor.is_cpu:
+        local = local_of(tensor)
+        if local.is_cpu:
             zero_pruned(tensor, packed)
             return
-        place = name, tensor.device
+        place = name, local.device
         if place not in self._elsewhere:  # carried over once, not at every step
-            self._elsewhere[place] = torch.from_numpy(packed.copy()).to(tensor.device)
-        tensor.detach().masked_fill_(~unpack_there(self._elsewhere[place], tensor.shape), 0)
+            self._elsewhere[place] = torch.from_numpy(packed.copy()).to(local.device)
+        local.detach().masked_fill_(~unpack_there(self._elsewhere[place], local.shape), 0)
         torch.autograd.graph.increment_version(tensor)
 
 
@@ -278,7 +279,7 @@ def _states(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> _State
     return [
         (value, value)
         for key, value in optimizer.state.get(parameter, {}).items()
-        if key not in _COUNTERS and type(value) is torch.Tensor and value.shape == shape
+        if key not in _COUNTERS and (type(value) is torch.Tensor or is_sharded(value)) and value.shape == shape
     ]
 
 

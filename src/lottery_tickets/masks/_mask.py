@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import MaskError, MaskMismatchError
-from lottery_tickets.masks import _bits, _files, _random
+from lottery_tickets.masks import _bits, _files, _hub, _random
 from lottery_tickets.masks._bits import PackedBits
 from lottery_tickets.masks._parameters import prunable_parameters
 from lottery_tickets.masks._units import METADATA_KEY, Units, units_metadata
@@ -238,6 +238,44 @@ class Mask(Mapping[str, torch.Tensor]):
         _files.check_digest(path, expected=digest, found=mask.digest())
         return mask
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Mask:
+        """Read the ticket of a repository on the Hugging Face hub, downloaded once, and check every byte of it.
+
+        Args:
+            name: "owner/name" of the repository, or a folder that holds a `ticket.safetensors`.
+            revision: Branch, tag or commit; None for the main branch.
+            token: Of the hub; None for the one that `hf auth login` has stored.
+            cache_dir: Where downloads are kept; None for the hub's cache.
+            local_files_only: Take it from the cache, and do not ask the hub.
+
+        Raises:
+            HubError: No such repository, revision or file, or no way to the hub.
+            MaskFileError: As `load`.
+            MissingExtraError: huggingface_hub is not installed.
+
+        Example:
+            >>> import torch
+            >>> from pathlib import Path
+            >>> from lottery_tickets import Mask
+            >>> Path("my-ticket").mkdir()
+            >>> Mask.ones_like(torch.nn.Linear(2, 2)).save("my-ticket/ticket.safetensors")
+            >>> Mask.from_pretrained("my-ticket").kept
+            4
+        """
+        path = _hub.fetch(
+            name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        return cls.load(path)
+
     def _random_units(self, units: Units, seed: int) -> Mask:
         chosen = {}
         for stream, (name, kept) in enumerate(units.kept_in(self).items()):
@@ -311,7 +349,7 @@ class Mask(Mapping[str, torch.Tensor]):
     @property
     def sparsity(self) -> float:
         """Fraction of the weights removed; 0.0 for a mask over nothing."""
-        return _sparsity(self.kept, self.numel)
+        return sparsity_of(self.kept, self.numel)
 
     def packed(self, name: str) -> PackedBits:
         """The bits of one tensor, as read-only bytes: `ceil(numel / 8)`, the first weight in the lowest bit."""
@@ -335,7 +373,7 @@ class Mask(Mapping[str, torch.Tensor]):
             {'a': 0.75, 'b': 0.0}
         """
         kept = self.layer_kept()
-        return {name: _sparsity(kept[name], numel) for name, numel in self.layer_numel().items()}
+        return {name: sparsity_of(kept[name], numel) for name, numel in self.layer_numel().items()}
 
     def digest(self) -> str:
         """The ticket's identity: sha256 over names, shapes and bits, in the order of the sorted names.
@@ -347,12 +385,9 @@ class Mask(Mapping[str, torch.Tensor]):
             'd52a1236404e4d2d'
         """
         if self._digest is None:
-            state = hashlib.sha256()
-            for name in sorted(self._shapes):
-                # JSON frames name and shape unambiguously; the length of the bits follows from the shape.
-                state.update(json.dumps([name, list(self._shapes[name])]).encode())
-                state.update(self._packed[name].data)
-            self._digest = state.hexdigest()
+            self._digest = digest_of(
+                (name, self._shapes[name], self._packed[name]) for name in sorted(self._shapes)
+            )
         return self._digest
 
     # ---------------------------------------------------------------- algebra
@@ -436,6 +471,57 @@ class Mask(Mapping[str, torch.Tensor]):
             kept=self.kept,
         )
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str = "A lottery ticket",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the ticket to a repository of the Hugging Face hub, made if it is not there.
+
+        One commit takes `ticket.safetensors` and a card (README.md) made of the metadata: sparsity, origin, and
+        how much each layer keeps. A card that was not made so, a model's own for instance, is left as it is.
+
+        Args:
+            repo_id: "owner/name".
+            metadata: Text to add to what the mask carries; "base_model", a hub id, links to that model.
+            private: Of a new repository; None for the owner's default.
+            revision: Branch to commit to; None for the main one.
+            token: Of the hub; None for the one that `hf auth login` has stored.
+            commit_message: Of the commit.
+            create_pr: Open a pull request with the commit instead.
+
+        Returns:
+            Address of the commit, or of the pull request.
+
+        Raises:
+            HubError: The hub refuses, or there is no way to it.
+            MaskFileError: As `save`.
+            MissingExtraError: huggingface_hub is not installed.
+
+        Example:
+            >>> import torch
+            >>> from lottery_tickets import Mask
+            >>> mask = Mask.ones_like(torch.nn.Linear(4, 4))
+            >>> mask.push_to_hub("me/my-ticket", metadata={"base_model": "me/my-model"})  # doctest: +SKIP
+            'https://huggingface.co/me/my-ticket/commit/...'
+        """
+        return _hub.push(
+            self,
+            repo_id,
+            metadata=metadata,
+            private=private,
+            revision=revision,
+            token=token,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+
 
 def as_mask(mask: Mapping[str, torch.Tensor]) -> Mask:
     """A mask as it is, a plain dict of tensors packed.
@@ -449,14 +535,30 @@ def as_mask(mask: Mapping[str, torch.Tensor]) -> Mask:
         >>> as_mask({"w": torch.tensor([True, False])}).kept
         1
     """
+    if getattr(mask, "is_part", False):
+        raise MaskError(
+            "This is a rank's part of a sharded mask, and a whole one is needed: mask.gathered() makes it, on all "
+            "ranks together."
+        )
     return mask if isinstance(mask, Mask) else Mask.from_tensors(mask)
+
+
+def digest_of(tensors: Iterable[tuple[str, torch.Size, PackedBits]]) -> str:
+    """The digest of a mask, from its names in sorted order, shapes and bits."""
+    state = hashlib.sha256()
+    for name, shape, bits in tensors:
+        # JSON frames name and shape unambiguously; the length of the bits follows from the shape.
+        state.update(json.dumps([name, list(shape)]).encode())
+        state.update(bits.data)
+    return state.hexdigest()
 
 
 def _rebuild(packed: dict[str, PackedBits], shapes: dict[str, torch.Size], metadata: dict[str, str]) -> Mask:
     return Mask.from_packed(packed, shapes, metadata=metadata)
 
 
-def _sparsity(kept: int, numel: int) -> float:
+def sparsity_of(kept: int, numel: int) -> float:
+    """Fraction removed; 0.0 of nothing."""
     return (numel - kept) / numel if numel else 0.0
 
 

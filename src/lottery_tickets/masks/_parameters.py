@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import MaskMismatchError, ParameterSelectionError, WeightsError
+from lottery_tickets.masks._shards import local_of
 
 Pattern = str | Callable[[str, nn.Parameter], bool]
 Patterns = Pattern | Iterable[Pattern] | None
@@ -161,7 +162,7 @@ def _identity(parameter: torch.Tensor) -> object:
     if parameter.is_meta or isinstance(parameter, nn.parameter.UninitializedParameter) or not parameter.numel():
         return id(parameter)
     try:
-        address = parameter.data_ptr()
+        address = local_of(parameter).data_ptr()
     except RuntimeError:  # a tensor subclass without memory of its own
         return id(parameter)
     return (parameter.device, address, parameter.shape, parameter.stride()) if address else id(parameter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,16 +15,22 @@ from lottery_tickets._batches import batches_of, size_of
 from lottery_tickets.errors import BatchError, MemoryPlanError, ParameterSelectionError
 from lottery_tickets.masks import Patterns
 from lottery_tickets.planning._amounts import shown
-from lottery_tickets.planning._items import OPERATIONS, TRAINING, Bytes
+from lottery_tickets.planning._bytes import Bytes
+from lottery_tickets.planning._items import OPERATIONS, TRAINING
 from lottery_tickets.planning._limits import FreeMemory, free_memory
 from lottery_tickets.planning._options import Options
 from lottery_tickets.planning._plan import plan_of
 from lottery_tickets.planning._shapes import Shapes
-from lottery_tickets.training import LEARNING_RATES, Recipe, length_of
+from lottery_tickets.training import LEARNING_RATES, Recipe, SharedBatches, length_of
+
+# A model; what is ranked without one; or sizes of what is in files.
+Subject = nn.Module | Mapping[str, torch.Tensor] | Shapes
 
 _UNCHECKED: ContextVar[bool] = ContextVar("memory is not checked", default=False)
 # Where weights take less than this, nothing that is certain to be needed is worth asking for.
 _SMALL = 16 << 20
+# Items that are there when an operation is called, where that is not the weights.
+_THERE = {"load": (), "apply": ("mask",), "quality": ("weights", "mask")}
 
 
 @contextmanager
@@ -38,7 +45,7 @@ def unchecked() -> Iterator[None]:
 
 def refuse_if_too_large(
     operation: str,
-    subject: nn.Module | Mapping[str, torch.Tensor],
+    subject: Subject,
     dataloader: Any = None,
     *,
     check: bool,
@@ -54,7 +61,7 @@ def refuse_if_too_large(
 
     Args:
         operation: A name of `OPERATIONS`.
-        subject: The model, or what is ranked without one.
+        subject: The model, what is ranked without one, or sizes of what is in files.
         dataloader: As the operation takes it; None for none.
         check: Whether to ask at all.
         include: Widens what is prunable.
@@ -79,11 +86,11 @@ def refuse_if_too_large(
     for needed, free in _needs(operation, found, device):
         if free is not None and needed > free.bytes:
             name = type(subject).__name__ if isinstance(subject, nn.Module) else "these tensors"
-            limit = found.device["weights"] + free.bytes if device.type == "cpu" else None
+            limit = found.total - needed + free.bytes if device.type == "cpu" else None
             plan = plan_of(shapes, operation, settled, limit=limit, name=name, patterns=(include, exclude))
             raise MemoryPlanError(
                 f"{operation} needs {shown(needed)} besides what is loaded, and {shown(free.bytes)} are free "
-                f"({free.limit}). Nothing was done; check_memory=False goes on all the same.\n{plan}"
+                f"({free.limit}). Not started; check_memory=False goes on all the same.\n{plan}"
             )
 
 
@@ -121,7 +128,9 @@ def refuse_training_if_too_large(
     )
 
 
-def _shapes_of(subject: nn.Module | Mapping[str, torch.Tensor], include: Patterns, exclude: Patterns) -> Shapes:
+def _shapes_of(subject: Subject, include: Patterns, exclude: Patterns) -> Shapes:
+    if isinstance(subject, Shapes):
+        return subject
     if isinstance(subject, nn.Module):
         return Shapes.of_model(subject, include, exclude)
     return Shapes.of_tensors(subject)
@@ -129,16 +138,18 @@ def _shapes_of(subject: nn.Module | Mapping[str, torch.Tensor], include: Pattern
 
 def _needs(operation: str, found: Bytes, device: torch.device) -> list[tuple[int, FreeMemory | None]]:
     """Bytes that are not there yet, and what is free for them."""
-    loaded = found.device["weights"]
-    here = found.total - loaded - (found.device["mask"] if operation == "quality" else 0)
+    loaded = _THERE.get(operation, ("weights",))
+    here = found.total - sum(found.device[item] for item in loaded)
     if device.type == "cpu":
         return [(here, free_memory("cpu"))]
-    there = sum(found.host.values()) - (found.host["mask"] if operation == "quality" else 0)
+    there = sum(found.host.values()) - sum(found.host[item] for item in loaded)
     return [(here, free_memory(device)), (there, free_memory("cpu"))]
 
 
-def _only_device(subject: nn.Module | Mapping[str, torch.Tensor]) -> torch.device | None:
+def _only_device(subject: Subject) -> torch.device | None:
     """Where all of it lies; None for several devices, none, or "meta"."""
+    if isinstance(subject, Shapes):
+        return torch.device("cpu")
     tensors = list(subject.parameters() if isinstance(subject, nn.Module) else subject.values())
     if not all(isinstance(one, torch.Tensor) for one in tensors):  # the operation says so
         return None
@@ -147,13 +158,18 @@ def _only_device(subject: nn.Module | Mapping[str, torch.Tensor]) -> torch.devic
     return None if device is None or device.type == "meta" else device
 
 
-def _is_small(subject: nn.Module | Mapping[str, torch.Tensor]) -> bool:
+def _is_small(subject: Subject) -> bool:
+    if isinstance(subject, Shapes):
+        return subject.weights < _SMALL
     tensors = subject.parameters() if isinstance(subject, nn.Module) else subject.values()
     return sum(one.numel() * one.element_size() for one in tensors) < _SMALL
 
 
 def _sizes(dataloader: Any) -> tuple[int, int]:
     """Samples of a batch and tokens of a sample, 1 where that is not known without asking for a batch."""
+    if isinstance(dataloader, SharedBatches):
+        rows, length = _sizes(dataloader.dataloader)
+        return math.ceil(rows / dataloader.processes), length
     if isinstance(dataloader, torch.utils.data.DataLoader):
         return dataloader.batch_size or 1, 1
     if not isinstance(dataloader, (list, tuple, Mapping)) or not dataloader:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
+from lottery_tickets.planning._bytes import Bytes
+from lottery_tickets.planning._from_disk import masked_bytes, waiting_bytes
 from lottery_tickets.planning._options import Options
 from lottery_tickets.planning._shapes import Shapes
+from lottery_tickets.planning._trace import Pass
 from lottery_tickets.training import DecoderSizes, training_bytes
-
-ITEMS = ("weights", "gradients", "optimizer", "activations", "logits", "mask", "scores", "rewind", "temporaries")
 
 _SINGLE, _DOUBLE = 4, 8
 # The loss looks at logits in float32, 16 MiB at a time. From a chunk comes another tensor of its size; of chunks
@@ -31,35 +31,13 @@ _SIGMAS = 6
 _SORTING = 20  # bytes a weight where lines are drawn by sorting
 # Ranks are counted in groups of 65,536 values: counts, their sums, and the shares they come to.
 _RANKING = (128 << 16) * (4 + 3 * _DOUBLE)
+# Weights that Wanda turns into scores at a time.
+_SCORED = 1 << 22
 # The probe of early-bird checks: positions and weights of a sample.
 _PROBE, _PROBE_MOST = 16, 1 << 20
+# What is copied from file to file at a time: so many of the widest numbers.
+_COPIED = _DOUBLE << 20
 _KEPT_MASKS = {"window": 1, "queue": 4, "rank_correlation": 1}
-
-
-@dataclass
-class Bytes:
-    """What an operation takes.
-
-    Attributes:
-        device: Item to bytes where it computes.
-        host: Item to bytes in the machine's memory, where that is another.
-        turns: What of the device's items is never there at one time: those that come when others are gone.
-        known: Whether all is counted; else it takes at least this.
-    """
-
-    device: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ITEMS, 0))
-    host: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ITEMS, 0))
-    turns: int = 0
-    known: bool = True
-
-    def add(self, item: str, count: int, *, to_host: bool = False) -> None:
-        """More bytes of an item."""
-        (self.host if to_host else self.device)[item] += count
-
-    @property
-    def total(self) -> int:
-        """The most at one time, where it computes."""
-        return sum(self.device.values()) - self.turns
 
 
 Operation = Callable[[Shapes, Options], Bytes]
@@ -76,14 +54,52 @@ def mask_bytes(shapes: Shapes, options: Options) -> Bytes:
     return found
 
 
+def load_bytes(shapes: Shapes, _options: Options) -> Bytes:
+    """A checkpoint's weights in memory of their own."""
+    return _model(shapes)
+
+
+def apply_bytes(shapes: Shapes, _options: Options) -> Bytes:
+    """A pruned copy of a checkpoint: its mask, and a block that goes from one file to the other."""
+    found = Bytes()
+    found.add("mask", shapes.mask)
+    found.add("temporaries", _COPIED)
+    return found
+
+
 def quality_bytes(shapes: Shapes, options: Options) -> Bytes:
-    """Forward passes of the dense model and of its tickets, each layer masked as it computes."""
+    """Forward passes of the dense model and of its tickets, each layer masked as it computes.
+
+    From disk, all of a block are masked at once, and hidden states of all batches wait for their turn.
+    """
+    if options.from_disk:
+        found = Bytes()
+        found.add("mask", options.masks * shapes.mask)
+        found.add("temporaries", masked_bytes(shapes))
+        found.add("activations", waiting_bytes(shapes, options, options.masks + 1))
+        _add_forward(found, shapes, options, loss=True)
+        return found
     found = _model(shapes)
     found.add("mask", options.masks * shapes.mask, to_host=options.elsewhere)
     # A masked copy of the layer, and on an accelerator its bits unpacked and carried over.
     found.add("temporaries", shapes.largest + (shapes.most if options.elsewhere else 0))
     if options.elsewhere:
         found.add("temporaries", shapes.most, to_host=True)
+    _add_forward(found, shapes, options, loss=True)
+    return found
+
+
+def robustness_bytes(shapes: Shapes, options: Options) -> Bytes:
+    """Tickets drawn from one count, and the quality of one after the other."""
+    found = quality_bytes(shapes, options)
+    found.add("temporaries", _selecting(shapes, options))
+    return found
+
+
+def connectivity_bytes(shapes: Shapes, options: Options) -> Bytes:
+    """Weights to come back to, and a forward pass at each point between the states, which are there already."""
+    found = _model(shapes)
+    found.add("rewind", shapes.weights)
     _add_forward(found, shapes, options, loss=True)
     return found
 
@@ -116,9 +132,11 @@ def magnitude_score_bytes(shapes: Shapes, options: Options) -> Bytes:
 
 def wanda_bytes(shapes: Shapes, options: Options) -> Bytes:
     """Forward passes that sum squares of inputs, then scores made in float64, tensor by tensor."""
-    found = _model(shapes)
-    found.add("scores", _SINGLE * shapes.count, to_host=options.elsewhere)
-    finishing = shapes.largest + (2 * _DOUBLE + _SINGLE) * shapes.most
+    found = Bytes() if options.from_disk else _model(shapes)
+    _add_sums(found, shapes, options)
+    if options.from_disk:
+        found.add("activations", waiting_bytes(shapes, options, 1))
+    finishing = (shapes.width + 2 * _DOUBLE + _SINGLE) * min(shapes.most, _SCORED)
     squares = 2 * _DOUBLE * options.tokens * _widest(shapes.decoder)
     found.add("temporaries", max(finishing, squares))
     _add_forward(found, shapes, options, loss=False)
@@ -166,26 +184,48 @@ def early_bird_bytes(shapes: Shapes, options: Options) -> Bytes:
     return found
 
 
-def iterative_bytes(shapes: Shapes, options: Options) -> Bytes:
-    """Training with its mask held, and the rewinding point in memory unless a run's folder has it."""
+def verdict_bytes(shapes: Shapes, options: Options) -> Bytes:
+    """Training with a mask held."""
     found = _training(shapes, options)
     found.add("mask", shapes.mask, to_host=options.elsewhere)
-    # What was pruned ranks below all else, for which weights are copied block by block.
-    found.add("temporaries", min(_BLOCKS, shapes.weights))
     if options.elsewhere:
         found.add("mask", shapes.mask)  # carried over once, and unpacked for one tensor at a time
         found.add("temporaries", shapes.most)
+    return found
+
+
+def iterative_bytes(shapes: Shapes, options: Options) -> Bytes:
+    """Training with its mask held, and the rewinding point in memory unless a run's folder has it."""
+    found = verdict_bytes(shapes, options)
+    # What was pruned ranks below all else, for which weights are copied block by block.
+    found.add("temporaries", min(_BLOCKS, shapes.weights))
     if not options.on_disk:
         state = found.device["optimizer"] if options.rewind_later else 0
         found.add("rewind", shapes.weights + state)
     return found
 
 
+def instability_bytes(shapes: Shapes, options: Options) -> Bytes:
+    """The second of two trainings, or the path between their ends, whichever takes more.
+
+    Either way the first one's weights are there, and those that both began with.
+    """
+    training, path = _training(shapes, options), connectivity_bytes(shapes, options)
+    training.add("rewind", training.device["optimizer"])  # as it was where both began
+    found = max(training, path, key=lambda one: one.total)
+    found.add("rewind", 2 * shapes.weights)
+    return found
+
+
 _WEIGHED = ("taylor", "taylor-squared", "obd", "snip")
 _CRITERIA = ("grad_norm", "fisher", "fisher-true", "fisher-batch", *_WEIGHED)
 OPERATIONS: dict[str, Operation] = {
+    "load": load_bytes,
     "mask": mask_bytes,
+    "apply": apply_bytes,
     "quality": quality_bytes,
+    "robustness": robustness_bytes,
+    "connectivity": connectivity_bytes,
     "magnitude": magnitude_score_bytes,
     **dict.fromkeys(_CRITERIA, gradient_score_bytes),
     **dict.fromkeys(_WEIGHED, partial(gradient_score_bytes, weighed=True)),
@@ -195,8 +235,10 @@ OPERATIONS: dict[str, Operation] = {
     "hybrid": hybrid_bytes,
     "early-bird": early_bird_bytes,
     "iterative": iterative_bytes,
+    "verdict": verdict_bytes,
+    "instability": instability_bytes,
 }
-TRAINING = ("early-bird", "iterative")
+TRAINING = ("early-bird", "iterative", "verdict", "instability")
 FROM_GRADIENTS = (*_CRITERIA, "hybrid")
 
 
@@ -244,12 +286,12 @@ def _add_forward(found: Bytes, shapes: Shapes, options: Options, *, loss: bool) 
     """A forward pass that keeps nothing: what one block holds, or the logits and chunks of their loss."""
     decoder, width, tokens = shapes.decoder, shapes.width, options.tokens
     if decoder is None:
-        found.known = False
+        _add_traced(found, shapes, options, "forward", loss=loss)
         return
     inside = tokens * width * (2 * decoder.hidden + max(3 * decoder.feed_forward, 6 * decoder.queries))
     at_the_end = 2 * tokens * width * decoder.hidden
     logits = tokens * width * decoder.words
-    chunks = _loss_chunks(decoder, options) if loss else 0
+    chunks = _loss_chunks(decoder.words, options) if loss else 0
     if inside > at_the_end + logits + chunks:
         found.add("activations", inside)
         return
@@ -265,12 +307,12 @@ def _add_backward(found: Bytes, shapes: Shapes, options: Options, *, tapped: boo
     """
     decoder, width, tokens = shapes.decoder, shapes.width, options.tokens
     if decoder is None:
-        found.known = False
+        _add_traced(found, shapes, options, "scores", loss=True)
         return
     block = decoder.block(tokens, width)
     widening = _SINGLE * tokens if tapped and width < _SINGLE else 0
     has_head = shapes.most == decoder.words * decoder.hidden
-    scratch = max(_loss_chunks(decoder, options), widening * (decoder.words + decoder.hidden) * has_head)
+    scratch = max(_loss_chunks(decoder.words, options), widening * (decoder.words + decoder.hidden) * has_head)
     logits = 2 * tokens * width * decoder.words
     at_the_loss = decoder.last_norm(tokens, width) + logits + scratch
     in_a_block = widening * (decoder.feed_forward + decoder.hidden)
@@ -304,7 +346,7 @@ def _training(shapes: Shapes, options: Options) -> Bytes:
     )
     found = Bytes(known=given["activations_known"])
     moments = [dict(given["at_the_loss"]), dict(given["in_a_block"]), dict(given["at_the_embedding"])]
-    chunks = 0 if shapes.decoder is None else _loss_chunks(shapes.decoder, options)
+    chunks = 0 if shapes.decoder is None else _loss_chunks(shapes.decoder.words, options)
     if options.elsewhere:
         moments[0]["chunks of the loss"] = chunks
     else:  # small enough for the CPU's heap, which keeps their place for what comes
@@ -315,7 +357,26 @@ def _training(shapes: Shapes, options: Options) -> Bytes:
     for name, count in [*given["throughout"].items(), *highest.items()]:
         found.add(_ITEM_OF[name], count)
     found.add("temporaries", given["update"])
+    if shapes.decoder is None:
+        _add_traced(found, shapes, options, "training", loss=True)
     return found
+
+
+def _add_traced(found: Bytes, shapes: Shapes, options: Options, what: Pass, *, loss: bool) -> None:
+    """Activations and logits of any architecture, if it can be run without numbers."""
+    checkpointing = options.gradient_checkpointing
+    if what == "training":
+        checkpointing = checkpointing is not False
+    peak = None
+    if shapes.trace is not None:
+        peak = shapes.trace.peak(options.rows, options.sequence_length, what, checkpointing=bool(checkpointing))
+    found.known, found.traced = peak is not None, peak is not None
+    if peak is None:
+        return
+    # A gradient of a parameter is there at the worst moment, and is counted already.
+    found.add("activations", max(0, peak.bytes - (0 if what == "forward" else found.device["gradients"])))
+    if loss:
+        found.add("temporaries", _loss_chunks(peak.words, options))
 
 
 _ITEM_OF = {
@@ -333,8 +394,8 @@ _ITEM_OF = {
 }
 
 
-def _loss_chunks(decoder: DecoderSizes, options: Options) -> int:
-    whole = _SINGLE * options.tokens * decoder.words
+def _loss_chunks(words: int, options: Options) -> int:
+    whole = _SINGLE * options.tokens * words
     done = min(-(-whole // _LOSS_CHUNK) - 1, _HELD_BACK_ELSEWHERE if options.elsewhere else _HELD_BACK)
     return (2 + done) * min(_LOSS_CHUNK, whole)
 

@@ -10,7 +10,7 @@ from lottery_tickets.planning._options import Options
 from lottery_tickets.planning._shapes import Shapes
 
 # Operations whose memory grows with the batch.
-_BATCHED = (*TRAINING, *FROM_GRADIENTS, "quality", "wanda", "grasp")
+_BATCHED = (*TRAINING, *FROM_GRADIENTS, "quality", "robustness", "connectivity", "wanda", "grasp")
 _LARGEST_BATCH = 1 << 20
 
 
@@ -80,6 +80,7 @@ def _changes(operation: str, options: Options) -> Iterator[tuple[str, dict[str, 
         yield "store='disk'", {"store": "disk"}
     if operation in _BATCHED and operation not in TRAINING and options.rows > 1:
         yield "batch_size=1", {"batch_size": 1}
-    if operation == "mask":
+    if operation in ("mask", "robustness"):
         yield "use_histogram=True", {"use_histogram": True}
+    if operation in ("mask", "quality", "wanda"):
         yield "from_disk=True", {"from_disk": True}

@@ -34,6 +34,7 @@ class Options:
     masks: int = 1
     use_histogram: bool = True
     from_disk: bool = False
+    batches: int = 1
     on_disk: bool = False
     rewind_later: bool = False
 
@@ -50,6 +51,8 @@ class Options:
             if value not in get_args(values):
                 raise PlanError(f"{name} is one of {', '.join(get_args(values))}; got {value!r}.")
         counts = {"batch_size": self.batch_size, "sequence_length": self.sequence_length, "masks": self.masks}
+        if isinstance(self.batches, bool) or not isinstance(self.batches, int) or self.batches < 0:
+            raise PlanError(f"batches is a number of batches; got {self.batches!r}.")
         if self.max_batch_size is not None:
             counts["max_batch_size"] = self.max_batch_size
         for name, count in counts.items():

@@ -10,7 +10,8 @@ import torch
 from lottery_tickets.errors import PlanError
 from lottery_tickets.masks import Patterns
 from lottery_tickets.planning._amounts import amount_of, shown
-from lottery_tickets.planning._items import ITEMS, OPERATIONS, TRAINING, Bytes
+from lottery_tickets.planning._bytes import ITEMS, Bytes
+from lottery_tickets.planning._items import OPERATIONS, TRAINING
 from lottery_tickets.planning._knobs import Knob, knobs_of, largest_batch
 from lottery_tickets.planning._models import DTYPES, dtype_of, in_dtype, shapes_of
 from lottery_tickets.planning._options import Optimizer, Options, PlanCriterion, PlanPrecision, PlanStore
@@ -32,6 +33,8 @@ class MemoryPlan(Mapping[str, int]):
         host: Item to bytes in the machine's memory, where the operation computes on an accelerator.
         complete: Whether all is counted; where it is not, the architecture's activations are not known, and the
             operation takes at least `total`.
+        traced: Whether activations, logits among them, were told by a run on the meta device, an estimate, and not
+            by arithmetic for this architecture.
         limit: Bytes that there are, None if nobody said.
         largest_batch: Most samples that go through the model together within the limit, 0 for none; None without
             a limit, where memory does not depend on it, or where `complete` is False.
@@ -56,6 +59,7 @@ class MemoryPlan(Mapping[str, int]):
         self.batch_size, self.sequence_length = options.rows, options.sequence_length
         self.host = {name: count for name, count in found.host.items() if count}
         self.turns, self.complete, self.limit = found.turns, found.known, limit
+        self.traced = found.traced
         self.largest_batch, self.knobs = largest_batch, knobs
 
     def __getitem__(self, name: str) -> int:
@@ -88,6 +92,7 @@ class MemoryPlan(Mapping[str, int]):
             "sequence_length",
             "turns",
             "complete",
+            "traced",
             "limit",
         )
         return {
@@ -123,6 +128,8 @@ class MemoryPlan(Mapping[str, int]):
     def _told(self) -> Iterator[str]:
         if not self.complete:
             yield "Activations of this architecture are not known, and not all counted."
+        if self.traced:
+            yield "Activations, logits among them, are an estimate from a run on the meta device."
         if self.host:
             listed = ", ".join(f"{name} {shown(count)}" for name, count in self.host.items())
             yield f"In the machine's memory: {listed}."
@@ -156,6 +163,7 @@ def plan_memory(
     masks: int = 1,
     use_histogram: bool = True,
     from_disk: bool = False,
+    batches: int = 1,
     run_dir: bool = False,
     rewind_later: bool = False,
     include: Patterns = None,
@@ -181,7 +189,9 @@ def plan_memory(
 
     Scores' sums come as activations go: the larger of both counts, and `turns` is the other. The code of torch and
     its libraries is not counted, some hundred megabytes. Activations are known of the decoders that
-    `training_bytes` knows. On an accelerator, masks and sums lie in the machine's memory, listed under `host`.
+    `training_bytes` knows; those of other transformers models that take words or images are told by a run on the
+    meta device (`traced`), and of anything else none are counted (`complete` is False). On an accelerator, masks
+    and sums lie in the machine's memory, listed under `host`.
 
     Args:
         model_or_config: A module on any device, "meta" too; a transformers config; a path to config.json or to
@@ -204,7 +214,10 @@ def plan_memory(
         store: Of scores from gradients: where sums lie.
         masks: How many are drawn or judged at once.
         use_histogram: Of masks; False sorts.
-        from_disk: Of masks: drawn from a checkpoint's folder, whose weights are read where they lie.
+        from_disk: Of masks, quality and Wanda: from a checkpoint's folder, whose weights are read where they lie,
+            for the latter two block by block, in the type that they are stored in.
+        batches: Of quality and Wanda from disk: how many there are, whose hidden states wait in memory for the
+            next block; 0 if they wait on disk.
         run_dir: Of "iterative": whether the rewinding point lies in the run's folder.
         rewind_later: Of "iterative": whether it has an optimizer's state too, not being the initialisation.
         include: Widens what is prunable; see `prunable_parameters`.
@@ -251,10 +264,11 @@ def plan_memory(
         masks=masks,
         use_histogram=use_histogram,
         from_disk=from_disk,
+        batches=batches,
         on_disk=run_dir,
         rewind_later=rewind_later,
     )
-    shapes = Shapes.of_model(module, include, exclude)
+    shapes = Shapes.of_model(module, include, exclude, traced=True)
     name = model_or_config if isinstance(model_or_config, str) else type(module).__name__
     return plan_of(shapes, operation, options, limit=limit, name=name, patterns=(include, exclude))
 
@@ -272,7 +286,9 @@ def plan_of(
     kinds = {one.dtype for one in shapes.model.parameters() if one.is_floating_point()} if shapes.model else set()
     narrow = None
     if shapes.model is not None and kinds & {torch.float32, torch.float64}:
-        narrow = Shapes.of_model(in_dtype(shapes.model, torch.bfloat16), *patterns)
+        narrow = Shapes.of_model(
+            in_dtype(shapes.model, torch.bfloat16), *patterns, traced=shapes.trace is not None
+        )
     names = {dtype: text for text, dtype in DTYPES.items()}
     return MemoryPlan(
         OPERATIONS[operation](shapes, options),

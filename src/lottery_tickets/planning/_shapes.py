@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from lottery_tickets.masks import Patterns, chosen_parameters, packed_size
+from lottery_tickets.planning._trace import Trace
 from lottery_tickets.training import DecoderSizes, decoder_sizes
 
 _HALVES = (torch.bfloat16, torch.float16)
@@ -26,6 +27,7 @@ class Shapes:
         prunable: Name to the number of weights.
         largest: Bytes of the largest prunable tensor.
         decoder: Of an architecture whose activations are known; else None.
+        trace: Of another architecture: what tells them.
     """
 
     model: nn.Module | None
@@ -35,22 +37,46 @@ class Shapes:
     prunable: Mapping[str, int]
     largest: int
     decoder: DecoderSizes | None
+    trace: Trace | None = None
 
     @classmethod
-    def of_model(cls, model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> Shapes:
+    def of_model(
+        cls, model: nn.Module, include: Patterns = None, exclude: Patterns = None, *, traced: bool = False
+    ) -> Shapes:
         """Of a module on any device.
+
+        Args:
+            model: The module.
+            include: Widens what is prunable.
+            exclude: Narrows it.
+            traced: Whether another architecture's activations are told from runs on the meta device, which take
+                seconds.
 
         Raises:
             ParameterSelectionError: See `prunable_parameters`.
         """
         numbers: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
         chosen = chosen_parameters(model, include, exclude, only_weights=True)
-        return cls._of(numbers, chosen, model, decoder_sizes(model))
+        found = cls._of(numbers, chosen, model, decoder_sizes(model))
+        return replace(found, trace=Trace(model, chosen)) if traced and found.decoder is None else found
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Shapes:
         """Of weights or scores by name, all of which are ranked."""
         return cls._of(list(tensors.values()), tensors, None, None)
+
+    @classmethod
+    def of_sizes(cls, sizes: Mapping[str, int], width: int) -> Shapes:
+        """Of weights by name of which the number is known, and the bytes of each."""
+        return cls(
+            model=None,
+            weights=width * sum(sizes.values()),
+            narrow=sum(sizes.values()) if width == 2 else 0,
+            width=width,
+            prunable=dict(sizes),
+            largest=width * max(sizes.values(), default=0),
+            decoder=None,
+        )
 
     @classmethod
     def _of(

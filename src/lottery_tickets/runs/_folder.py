@@ -9,6 +9,9 @@
 A state is written beside the others under a temporary name, synced and renamed; only then does the one before it
 go. So whatever the moment at which the process ends, the folder holds a whole state or none, and lines of
 measurements that are newer than it, which are cut off when the folder is opened again.
+
+Several processes that work on one run share its folder: rank 0 owns it and writes, the others read, and nobody
+goes on before a write is done.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lottery_tickets._atomic import creating_folder, replacing
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import RunFolderError
 from lottery_tickets.runs._encoding import Json
 from lottery_tickets.runs._lock import locked
@@ -73,23 +77,31 @@ class State:
 
 
 class RunFolder:
-    """A folder that this process owns until the block ends; made by `RunFolder.open`.
+    """A folder that this process, or rank 0 of several, owns until the block ends; made by `RunFolder.open`.
 
     Attributes:
         path: The folder.
         state: The newest whole state, None in a run that has saved none.
         lines: The measurements up to it, and those recorded since.
+        writes: Whether this process writes in it; the others make the same calls, which wait until it is done.
     """
 
-    def __init__(self, path: Path, state: State | None, lines: list[dict[str, Any]]) -> None:
+    def __init__(self, path: Path, state: State | None, lines: list[dict[str, Any]], ranks: Ranks) -> None:
         self.path = path
         self.state = state
         self.lines = lines
+        self.writes = ranks.first
+        self._ranks = ranks
 
     @classmethod
     @contextmanager
     def open(
-        cls, path: str | os.PathLike[str], configuration: Mapping[str, Any], *, resume: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        configuration: Mapping[str, Any],
+        *,
+        resume: bool = True,
+        ranks: Ranks | None = None,
     ) -> Iterator[RunFolder]:
         """Take possession of a folder, made if it is not there; what killed writes left in it is removed.
 
@@ -97,6 +109,7 @@ class RunFolder:
             path: The folder.
             configuration: What the run's outcome depends on, as JSON. A folder is one run's.
             resume: If False, a folder that holds a state already is refused.
+            ranks: Processes that work on the run together, all of which see the folder; None for this one alone.
 
         Yields:
             The folder, its `state` being where to go on from.
@@ -115,26 +128,18 @@ class RunFolder:
             ...     run.lines, run.state.values, run.state.tensors("model")["w"]
             ([{'epoch': 1}], {'epoch': 1}, tensor([1., 1.]))
         """
-        folder = Path(path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(
-                f"{folder}: no folder can be made there ({error}); give another run_dir."
-            ) from error
-        with locked(folder):
-            _remove_remains(folder)
-            _claim(folder, json.loads(json.dumps(configuration)))
-            state = _newest_state(folder)
-            if state is not None and not resume:
-                raise RunFolderError(
-                    f"{folder} holds a run already. With resume=True it goes on; to start anew give another "
-                    "run_dir, or remove the folder."
-                )
-            lines = _cut_lines(folder / _METRICS, 0 if state is None else state.lines)
-            if state is not None:
-                _log.info("%s: going on from %s, after %d measurements", folder, state.folder.name, len(lines))
-            yield cls(folder, state, lines)
+        folder, ranks = Path(path), ranks or Ranks()
+        if ranks.first:
+            _make(folder)
+        with locked(folder) if ranks.first else nullcontext():
+            state: State | None = None
+            lines: list[dict[str, Any]] = []
+            if ranks.first:
+                state, lines = _taken(folder, configuration, resume=resume)
+            newest = ranks.gather(None if state is None else state.folder.name)[0]
+            if newest is not None and not ranks.first:
+                state, lines = _seen(folder, newest)
+            yield cls(folder, state, lines, ranks)
 
     @staticmethod
     def configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -148,13 +153,14 @@ class RunFolder:
     def record(self, line: Mapping[str, Any]) -> None:
         """Add a measurement: it is on disk when this returns, and counts once a state is saved after it."""
         text = json.dumps(line) + "\n"
-        try:
-            with (self.path / _METRICS).open("a", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise self._unwritten("a measurement", error) from error
+        if self.writes:
+            try:
+                with (self.path / _METRICS).open("a", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise self._unwritten("a measurement", error) from error
         self.lines.append(json.loads(text))
 
     def save(self, values: Mapping[str, Json], tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
@@ -170,7 +176,7 @@ class RunFolder:
         before = self.state
         name = f"{_STATES}{0 if before is None else before.number + 1:08d}"
         self.state = self._written(name, "the state", values, tensors)
-        if before is not None:
+        if before is not None and self.writes:
             shutil.rmtree(before.folder)
 
     def keep(
@@ -180,7 +186,7 @@ class RunFolder:
 
         Written again it takes the place of what an earlier process, killed before its next state, had kept.
         """
-        if (self.path / name).exists():
+        if self.writes and (self.path / name).exists():
             shutil.rmtree(self.path / name)
         return self._written(name, f"what is kept as {name}", values, tensors)
 
@@ -190,8 +196,7 @@ class RunFolder:
         Raises:
             RunFolderError: It is not there, or damaged.
         """
-        content = _read_json(self.path / name / _STATE)
-        return State(self.path / name, content["values"], content["lines"])
+        return _state_in(self.path / name)
 
     def _written(
         self,
@@ -201,13 +206,15 @@ class RunFolder:
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
     ) -> State:
         folder, content = self.path / name, {"lines": len(self.lines), "values": values}
-        try:
-            with creating_folder(folder) as temporary:
-                for group, named in tensors.items():
-                    save_file(_apart(named), temporary / f"{group}.safetensors")
-                (temporary / _STATE).write_text(json.dumps(content), encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise self._unwritten(what, error) from error
+        if self.writes:
+            try:
+                with creating_folder(folder) as temporary:
+                    for group, named in tensors.items():
+                        save_file(_apart(named), temporary / f"{group}.safetensors")
+                    (temporary / _STATE).write_text(json.dumps(content), encoding="utf-8")
+            except (OSError, SafetensorError) as error:
+                raise self._unwritten(what, error) from error
+        self._ranks.gather(None)  # to wait for
         return State(folder, json.loads(json.dumps(values)), len(self.lines))
 
     def _unwritten(self, what: str, error: Exception) -> RunFolderError:
@@ -216,6 +223,43 @@ class RunFolder:
             f"{self.path}: {what} could not be written ({error}). The folder holds {last}; make room and call "
             "again, and the run goes on from there."
         )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder}: no folder can be made there ({error}); give another run_dir.") from error
+
+
+def _taken(
+    folder: Path, configuration: Mapping[str, Any], *, resume: bool
+) -> tuple[State | None, list[dict[str, Any]]]:
+    """Where to go on from in a folder that is locked, tidied up for it."""
+    _remove_remains(folder)
+    _claim(folder, json.loads(json.dumps(configuration)))
+    state = _newest_state(folder)
+    if state is not None and not resume:
+        raise RunFolderError(
+            f"{folder} holds a run already. With resume=True it goes on; to start anew give another "
+            "run_dir, or remove the folder."
+        )
+    lines = _cut_lines(folder / _METRICS, 0 if state is None else state.lines)
+    if state is not None:
+        _log.info("%s: going on from %s, after %d measurements", folder, state.folder.name, len(lines))
+    return state, lines
+
+
+def _seen(folder: Path, newest: str) -> tuple[State, list[dict[str, Any]]]:
+    """The same as another process sees it."""
+    if not (folder / newest).is_dir():
+        raise RunFolderError(
+            f"{folder}: rank 0 goes on from {newest} there, which this process does not see. Give a run_dir on a "
+            "file system that all ranks share."
+        )
+    state = _state_in(folder / newest)
+    kept = (folder / _METRICS).read_bytes().splitlines()[: state.lines] if state.lines else []
+    return state, [json.loads(line) for line in kept]
 
 
 def _apart(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -294,8 +338,12 @@ def _newest_state(folder: Path) -> State | None:
     folders = _state_folders(folder)
     if not folders:
         return None
-    content = _read_json(folders[-1] / _STATE)
-    return State(folders[-1], content["values"], content["lines"])
+    return _state_in(folders[-1])
+
+
+def _state_in(folder: Path) -> State:
+    content = _read_json(folder / _STATE)
+    return State(folder, content["values"], content["lines"])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lottery_tickets.sparsity._allocation import (
     removed_count,
     uniform_removals,
 )
-from lottery_tickets.sparsity._blocks import Block, Pages, Rescore, Turn, Weights, for_each, rankable
+from lottery_tickets.sparsity._blocks import Block, Pages, Reduce, Rescore, Turn, Weights, for_each, rankable
 from lottery_tickets.sparsity._counting import Ladder, count_pairs, rank_among
 from lottery_tickets.sparsity._drawing import (
     Allocation,
@@ -29,7 +29,7 @@ from lottery_tickets.sparsity._lamp import lamp_removals
 from lottery_tickets.sparsity._layouts import Layout, layouts_of
 from lottery_tickets.sparsity._outliers import outlier_shares
 from lottery_tickets.sparsity._quantile import compute_histogram_quantile
-from lottery_tickets.sparsity._selection import Line, NanPolicy, Reduce, Selection
+from lottery_tickets.sparsity._selection import Line, NanPolicy, Selection
 from lottery_tickets.sparsity._sorting import Sorting
 
 __all__ = [

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from numbers import Real
 from typing import Protocol, cast
-
-import torch
 
 from lottery_tickets.errors import SparsityError
 from lottery_tickets.masks import PackedBits
@@ -39,7 +37,8 @@ class Selector(Protocol):
         """Packed bits of the weights above each line."""
 
 
-MakeSelector = Callable[[Mapping[str, torch.Tensor]], Selector]
+# Of the tensors with these names.
+MakeSelector = Callable[[Collection[str]], Selector]
 
 
 def one_or_many(asked: float | Iterable[float]) -> tuple[list[float], bool]:
@@ -74,9 +73,9 @@ def removed_count(sparsity: float, numel: int) -> int:
 
 
 def bits_above_floor(
-    tensors: Mapping[str, torch.Tensor], removed: int, min_density: float, make: MakeSelector
+    numels: Mapping[str, int], removed: int, min_density: float, make: MakeSelector
 ) -> dict[str, PackedBits]:
-    """Packed bits with exactly `removed` weights gone in all, and each tensor keeping its share.
+    """Packed bits with exactly `removed` weights gone of tensors with so many, each tensor keeping its share.
 
     One line is drawn through all tensors. Those that would lose too much are set apart with the most they may
     lose, and the line is drawn again through the others with what is left to remove. The line only rises, so a
@@ -85,16 +84,13 @@ def bits_above_floor(
     Raises:
         SparsityError: The floors leave fewer weights than are to be removed.
     """
-    most = {
-        name: tensor.numel() - math.ceil(Fraction(str(min_density)) * tensor.numel())
-        for name, tensor in tensors.items()
-    }
+    most = {name: numel - math.ceil(Fraction(str(min_density)) * numel) for name, numel in numels.items()}
     if removed > sum(most.values()):
         raise SparsityError(
             f"Cannot remove {removed} weights: min_density={min_density} lets at most {sum(most.values())} go. "
             "Lower the sparsity or the floor."
         )
-    free = dict(tensors)
+    free = list(numels)
     bits: dict[str, PackedBits] = {}
     while True:
         selector = make(free)
@@ -103,7 +99,8 @@ def bits_above_floor(
         if not crowded:
             return bits | selector.bits(line)
         for name in crowded:
-            alone = make({name: free.pop(name)})
+            free.remove(name)
+            alone = make([name])
             bits |= alone.bits(alone.lines([most[name]])[0])
             removed -= most[name]
 

@@ -42,6 +42,8 @@ _SMALLEST_BLOCK = 1 << 14
 _RUN = 32
 
 Rescore = Callable[[str, torch.Tensor], torch.Tensor]
+# Sums an array of counts over the ranks of a process group.
+Reduce = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 

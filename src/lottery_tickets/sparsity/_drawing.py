@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
+import numpy as np
 import torch
 
 from lottery_tickets.errors import LayerCollapseWarning, SparsityError, WeightsError
-from lottery_tickets.masks import Mask, PackedBits
+from lottery_tickets.masks import Division, Mask, PackedBits, ShardedMask
 from lottery_tickets.sparsity._allocation import (
     Selector,
     bits_above_floor,
@@ -30,6 +31,7 @@ from lottery_tickets.sparsity._lamp import lamp_removals
 from lottery_tickets.sparsity._layouts import Layout
 from lottery_tickets.sparsity._outliers import outlier_shares
 from lottery_tickets.sparsity._patterns import NMPattern, bits_by_pattern
+from lottery_tickets.sparsity._pieces import bits_by_pattern_among, bits_by_row_among
 from lottery_tickets.sparsity._rows import bits_by_row
 from lottery_tickets.sparsity._selection import NanPolicy, Selection
 from lottery_tickets.sparsity._sorting import Sorting
@@ -45,13 +47,14 @@ class Ranked:
     """Weights, and how they rank.
 
     Attributes:
-        tensors: Name to weights or scores; the magnitude ranks.
+        tensors: Name to weights or scores, of a sharded model this rank's parts; the magnitude ranks.
         layouts: Where each keeps its inputs; `Layout()` for those not named.
         rescore: What ranks in the place of the magnitude; see `Weights`.
         dtype: What it is compared in.
         nan: "raise" refuses NaN, "prune" ranks it below everything.
         use_histogram: Draw lines by counting; else by sorting, to the same bits.
         pages: What is told where weights will be read, if they lie in files.
+        division: How tensors of which these are parts are spread over ranks; None if they are whole.
         progress: Name of a progress bar; None for none.
     """
 
@@ -62,17 +65,40 @@ class Ranked:
     nan: NanPolicy = "raise"
     use_histogram: bool = True
     pages: Pages | None = None
+    division: Division | None = None
     progress: str | None = None
 
-    def selector(self, tensors: Mapping[str, torch.Tensor]) -> Selector:
-        """What draws lines through some of the tensors."""
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Name to the shape of the whole tensor."""
+        if self.division is not None:
+            return {name: self.division.shards[name].shape for name in self.tensors}
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def numels(self) -> dict[str, int]:
+        """Name to the number of weights of the whole tensor."""
+        return {name: shape.numel() for name, shape in self.shapes.items()}
+
+    def selector(self, names: Iterable[str]) -> Selector:
+        """What draws lines through some of the tensors.
+
+        Raises:
+            SparsityError: Sorting what lies on several ranks.
+        """
+        tensors = {name: self.tensors[name] for name in names}
         if self.use_histogram:
-            make = partial(Selection, pages=self.pages, progress=self.progress)
+            make = partial(Selection, division=self.division, pages=self.pages, progress=self.progress)
             return make(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
+        if self.division is not None:
+            raise SparsityError(
+                "use_histogram=False sorts all weights in one place, and these lie on several ranks. Leave it at "
+                "True, which gives the same bits."
+            )
         return Sorting(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
 
     def weights(self, tensors: Mapping[str, torch.Tensor]) -> Weights:
-        """Some of the tensors as integers that rank."""
+        """Tensors, or parts of them by the same names, as integers that rank."""
         return Weights(
             tensors,
             rescore=self.rescore,
@@ -165,12 +191,29 @@ class Rule:
 
 
 def draw_masks(ranked: Ranked, sparsity: float | Sequence[float] | None, rule: Rule) -> tuple[list[Mask], bool]:
-    """A mask for each sparsity, and whether one alone was asked for.
+    """A mask for each sparsity, sharded as the weights are, and whether one alone was asked for.
 
     Raises:
         SparsityError: A sparsity outside [0, 1) or other than the pattern's, or one that cannot be met.
         WeightsError: NaN, or weights that have no magnitudes to rank.
+        DistributedError: Another rank failed.
     """
+    division = ranked.division
+    if division is None:
+        bits, single = _drawn(ranked, sparsity, rule)
+        return [Mask.from_packed(found, ranked.shapes) for found in bits], single
+    with division.ranks.together():
+        division.ranks.check_asked_alike(f"sparsity={sparsity}, {rule}, nan={ranked.nan!r}")
+        if not division.ranks.first:
+            ranked = replace(ranked, progress=None)
+        bits, single = _drawn(ranked, sparsity, rule)
+        # A sharded mask answers as a mask does in all but what it holds here.
+        return [cast(Mask, ShardedMask.from_packed(found, division)) for found in bits], single
+
+
+def _drawn(
+    ranked: Ranked, sparsity: float | Sequence[float] | None, rule: Rule
+) -> tuple[list[dict[str, PackedBits]], bool]:
     sparsities, single = _sparsities(sparsity, rule)
     ranked = replace(ranked, tensors=rankable(ranked.tensors))
     if rule.pattern is not None:
@@ -179,8 +222,7 @@ def draw_masks(ranked: Ranked, sparsity: float | Sequence[float] | None, rule: R
         bits = _bits_by_scope(ranked, sparsities, rule)
     else:
         bits = [_bits_by_number(ranked, removals, rule) for removals in _allocate(ranked, sparsities, rule)]
-    shapes = {name: tensor.shape for name, tensor in ranked.tensors.items()}
-    return [Mask.from_packed(found, shapes) for found in bits], single
+    return bits, single
 
 
 def extremes(tensors: Mapping[str, torch.Tensor], *, pages: Pages | None = None) -> dict[str, tuple[float, float]]:
@@ -239,19 +281,18 @@ def _sparsities(sparsity: float | Sequence[float] | None, rule: Rule) -> tuple[l
 
 
 def _bits_by_scope(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[dict[str, PackedBits]]:
-    tensors = ranked.tensors
-    groups = [tensors] if rule.scope == "global" else [{name: tensor} for name, tensor in tensors.items()]
+    numels = ranked.numels
+    groups = [numels] if rule.scope == "global" else [{name: numel} for name, numel in numels.items()]
     bits: list[dict[str, PackedBits]] = [{} for _ in sparsities]
     for group in groups:
-        numel = sum(tensor.numel() for tensor in group.values())
-        removals = [removed_count(sparsity, numel) for sparsity in sparsities]
+        removals = [removed_count(sparsity, sum(group.values())) for sparsity in sparsities]
         for found, drawn in zip(bits, _bits_of_group(ranked, group, removals, rule.min_density), strict=True):
             found.update(drawn)
     return bits
 
 
 def _bits_of_group(
-    ranked: Ranked, group: Mapping[str, torch.Tensor], removals: Sequence[int], min_density: float | None
+    ranked: Ranked, group: Mapping[str, int], removals: Sequence[int], min_density: float | None
 ) -> list[dict[str, PackedBits]]:
     if min_density is not None:
         return [bits_above_floor(group, removed, min_density, ranked.selector) for removed in removals]
@@ -261,8 +302,7 @@ def _bits_of_group(
 
 def _allocate(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[dict[str, int]]:
     """How many weights each tensor loses, for each sparsity."""
-    numels = {name: tensor.numel() for name, tensor in ranked.tensors.items()}
-    shapes = {name: tensor.shape for name, tensor in ranked.tensors.items()}
+    numels, shapes = ranked.numels, ranked.shapes
     removals = [removed_count(sparsity, sum(numels.values())) for sparsity in sparsities]
     allocation = rule.allocation
     if isinstance(allocation, Mapping):
@@ -280,23 +320,23 @@ def _allocate(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[d
 
 def _bits_by_number(ranked: Ranked, removals: Mapping[str, int], rule: Rule) -> dict[str, PackedBits]:
     bits: dict[str, PackedBits] = {}
-    if rule.scope == "row" and ranked.nan == "raise":
-        extremes(ranked.tensors, pages=ranked.pages)
+    if rule.scope == "row":
+        _refuse_nan(ranked)
     for name, tensor in ranked.tensors.items():
-        if rule.scope == "row":
-            bits[name] = bits_by_row(
-                *(name, tensor, removals[name]),
-                *(ranked.weights, ranked.layout(name)),
-                progress=ranked.progress,
-            )
-        else:
-            selector = ranked.selector({name: tensor})
+        if rule.scope != "row":
+            selector = ranked.selector([name])
             bits |= selector.bits(selector.lines([removals[name]])[0])
+            continue
+        make, layout = ranked.weights, ranked.layout(name)
+        if ranked.division is not None:
+            bits[name] = bits_by_row_among(name, tensor, removals[name], make, layout, ranked.division)
+        else:
+            bits[name] = bits_by_row(name, tensor, removals[name], make, layout, progress=ranked.progress)
     return bits
 
 
 def _bits_by_pattern(ranked: Ranked, pattern: NMPattern, remainder: PatternRemainder) -> dict[str, PackedBits]:
-    shapes = {name: tensor.shape for name, tensor in ranked.tensors.items()}
+    shapes = ranked.shapes
     uneven = [name for name, shape in shapes.items() if not pattern.divides(shape, ranked.layout(name))]
     if uneven and remainder == "error":
         listed = ", ".join(f"{name} {tuple(shapes[name])}" for name in uneven)
@@ -304,21 +344,43 @@ def _bits_by_pattern(ranked: Ranked, pattern: NMPattern, remainder: PatternRemai
             f"pattern '{pattern.kept}:{pattern.group}' needs input dimensions that {pattern.group} divides; "
             f"not so: {listed}. pattern_remainder='dense' keeps these whole, exclude= leaves them out."
         )
-    if ranked.nan == "raise":
-        extremes(ranked.tensors, pages=ranked.pages)
+    _refuse_nan(ranked)
     whole = Mask.ones_like({name: ranked.tensors[name] for name in uneven})
     bits = {}
     for name, tensor in ranked.tensors.items():
+        make, layout = ranked.weights, ranked.layout(name)
         if name in whole:
             bits[name] = whole.packed(name)
+        elif ranked.division is not None:
+            bits[name] = bits_by_pattern_among(name, tensor, pattern, make, layout, ranked.division)
         else:
-            weights = ranked.weights({name: tensor})
-            bits[name] = bits_by_pattern(weights, pattern, ranked.layout(name), progress=ranked.progress)
+            bits[name] = bits_by_pattern(make({name: tensor}), pattern, layout, progress=ranked.progress)
     return bits
+
+
+def _refuse_nan(ranked: Ranked) -> None:
+    """Look for NaN before anything is drawn, where that does not count."""
+    if ranked.nan != "raise":
+        return
+    if ranked.division is None:
+        extremes(ranked.tensors, pages=ranked.pages)
+        return
+    division = ranked.division
+    counts = [
+        int(tensor.isnan().sum()) if name in division.counted else 0 for name, tensor in ranked.tensors.items()
+    ]
+    found = division.ranks.sum(np.array(counts, np.int64)).tolist()
+    refuse_nan(dict(zip(ranked.tensors, found, strict=True)))
 
 
 def _check_summable(ranked: Ranked, allocation: str) -> None:
     """LAMP and OWL sum over a tensor, so they need numbers that have a sum, and that rank as they are."""
+    if ranked.division is not None:
+        raise SparsityError(
+            f"allocation={allocation!r} adds up the weights of whole tensors in their order, and these lie on "
+            "several ranks. Draw the mask from the checkpoint's folder, which takes little memory, and each rank "
+            "takes its part of it; or choose another allocation."
+        )
     if ranked.nan == "prune":
         raise SparsityError(
             f"allocation={allocation!r} and nan='prune' contradict each other: a sum with NaN in it is none. "

@@ -80,7 +80,7 @@ def bits_by_pattern(
 
     def pack_run(run: Block) -> None:
         groups = weights.magnitudes(run.start, run.stop).reshape(-1, pattern.group, inner)
-        bits = np.packbits(_strongest(groups, pattern.kept).reshape(-1), bitorder="little")
+        bits = np.packbits(strongest(groups, pattern.kept).reshape(-1), bitorder="little")
         packed[run.start // 8 : run.start // 8 + bits.size] = bits
 
     runs = [Block(0, start, min(start + size, tensor.numel())) for start in range(0, tensor.numel(), size)]
@@ -88,14 +88,14 @@ def bits_by_pattern(
     return packed
 
 
-def _strongest(groups: npt.NDArray[Any], kept: int) -> npt.NDArray[np.bool_]:
+def strongest(groups: npt.NDArray[Any], kept: int) -> npt.NDArray[np.bool_]:
     """Where the `kept` largest along axis 1 are, of equal ones the later."""
     size = groups.shape[1]
     if size > _PAIRWISE_UP_TO:
         order = np.argsort(groups, axis=1, kind="stable")
-        strongest = np.ones(groups.shape, np.bool_)
-        np.put_along_axis(strongest, order[:, : size - kept], False, axis=1)
-        return strongest
+        stays = np.ones(groups.shape, np.bool_)
+        np.put_along_axis(stays, order[:, : size - kept], False, axis=1)
+        return stays
     members = np.ascontiguousarray(groups.transpose(1, 0, 2))
     outranked = np.empty(members.shape, np.uint8)
     for member in range(size):

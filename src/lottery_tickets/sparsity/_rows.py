@@ -45,8 +45,7 @@ def bits_by_row(
     rows = layout.row_count(tensor.shape)
     if not tensor.numel():
         return np.zeros(0, np.uint8)
-    quotas = np.full(rows, removed // rows)
-    quotas[: removed % rows] += 1
+    quotas = quotas_of_rows(rows, removed)
     if layout.rows_first or tensor.dim() < 2:
         packed = np.empty(packed_size(tensor.numel()), np.uint8)
         length = tensor.numel() // rows
@@ -56,7 +55,7 @@ def bits_by_row(
             start = first * length // 8
             packed[start : start + bits.size] = bits
 
-        _for_blocks(make({name: tensor}), quotas, pack_rows, progress)
+        decide_rows(make({name: tensor}), quotas, pack_rows, progress)
         return packed
     decisions = torch.empty(tensor.shape, dtype=torch.bool)
     parts = zip(layout.by_output(tensor), layout.by_output(decisions), strict=True)
@@ -67,11 +66,20 @@ def bits_by_row(
             rows = target[first : first + kept.shape[0]]
             rows.copy_(torch.from_numpy(kept).view(rows.shape))
 
-        _for_blocks(make({name: weights}), quotas[part * outputs : (part + 1) * outputs], place_rows, progress)
+        decide_rows(make({name: weights}), quotas[part * outputs : (part + 1) * outputs], place_rows, progress)
     return pack(decisions)
 
 
-def _for_blocks(weights: Weights, quotas: npt.NDArray[np.int64], store: _Store, progress: str | None) -> None:
+def quotas_of_rows(rows: int, removed: int) -> npt.NDArray[np.int64]:
+    """How many weights each row loses."""
+    quotas = np.full(rows, removed // rows)
+    quotas[: removed % rows] += 1
+    return quotas
+
+
+def decide_rows(
+    weights: Weights, quotas: npt.NDArray[np.int64], store: _Store, progress: str | None = None
+) -> None:
     """Rank blocks of whole rows; each begins at a whole byte of the packed bits."""
     rows = quotas.size
     length = weights.numel // rows

@@ -23,12 +23,14 @@ import numpy as np
 import torch
 
 from lottery_tickets.errors import SparsityError, WeightsError
-from lottery_tickets.masks import PackedBits, packed_size
+from lottery_tickets.masks import Division, PackedBits, packed_size
 from lottery_tickets.sparsity import _counting
+from lottery_tickets.sparsity._across import Ties, locate
 from lottery_tickets.sparsity._blocks import (
     INTEGERS,
     Block,
     Pages,
+    Reduce,
     Rescore,
     Weights,
     common_dtype,
@@ -39,7 +41,6 @@ from lottery_tickets.sparsity._counting import LEADING, Bracketed, Counts, Ladde
 
 _log = logging.getLogger(__name__)
 
-Reduce = Callable[[Counts], Counts]
 _R = TypeVar("_R")
 NanPolicy = Literal["raise", "prune"]
 
@@ -90,6 +91,8 @@ class Selection:
         dtype: What scores are compared in.
         nan: "raise" refuses NaN, "prune" ranks it below everything.
         reduce: Sums an int64 array of counts over the ranks of a process group; by default there is one rank.
+        division: How tensors of which these are parts are spread over ranks; lines are then drawn through the
+            whole tensors, and each rank packs its parts.
         pages: What is told where weights will be read, if they lie in files.
         progress: Name of a progress bar that appears when a pass takes over two seconds; None for none.
 
@@ -105,14 +108,21 @@ class Selection:
         dtype: torch.dtype | None = None,
         nan: NanPolicy = "raise",
         reduce: Reduce | None = None,
+        division: Division | None = None,
         pages: Pages | None = None,
         progress: str | None = None,
     ) -> None:
+        if division is not None:
+            reduce = division.ranks.sum
         if reduce is not None and dtype is None:
             dtype = _agreed_dtype(tensors, reduce)
         self._weights = Weights(tensors, rescore=rescore, dtype=dtype, nan_first=nan == "prune", pages=pages)
         self._reduce = reduce
+        self._division = division
         self._progress = progress
+        # Of tensors that several ranks hold alike, one rank counts the weights and all pack them.
+        counted = set(self._weights.names if division is None else division.counted)
+        self._counted = [block for block in self._weights.blocks if self._weights.names[block.tensor] in counted]
 
     @property
     def numel(self) -> int:
@@ -134,16 +144,18 @@ class Selection:
         """Lines below which exactly `rank` weights lie, for any number of ranks from the same counts.
 
         Raises:
-            SparsityError: More weights than there are, or a selection over several processes (`reduce`).
+            SparsityError: More weights than there are, or a selection over several processes that says nothing
+                of where their weights lie (`reduce` without `division`).
         """
-        if self._reduce is not None:
+        if self._reduce is not None and self._division is None:
             raise SparsityError(
                 "lines() settles ties by the position of every weight, and with reduce= this process sees only "
                 "its own; kth_smallest() gives the magnitude at a rank of all processes, and how many ties go."
             )
+        numel = self._numel_of_all
         for rank in ranks:
-            if not 0 <= rank <= self.numel:
-                raise SparsityError(f"Cannot remove {rank} of {self.numel} weights.")
+            if not 0 <= rank <= numel:
+                raise SparsityError(f"Cannot remove {rank} of {numel} weights.")
         drawn = sorted({rank for rank in ranks if rank > 0})
         lines = {0: self._line_below_all()}
         if guessed := self._lines_by_guess(drawn):
@@ -183,6 +195,12 @@ class Selection:
         thresholds = [threshold for key in keys for threshold in (key - 1, key)]
         counted = self._for_each(lambda block: _counting.above(self._weights.integers(block), thresholds))
         above = np.array(counted, np.int64).reshape(-1, len(keys), 2)
+        if self._division is not None:
+            ties = Ties(self._weights, self._division, keys, above[:, :, 0], above[:, :, 1])
+            return {
+                rank: Line(self._weights.value_of(key), key, *drawn)
+                for rank, key, drawn in zip(ranks, keys, ties.drawn(ranks), strict=True)
+            }
         return {
             rank: self._line(rank, key, above[:, index, 0], above[:, index, 1])
             for index, (rank, key) in enumerate(zip(ranks, keys, strict=True))
@@ -195,23 +213,37 @@ class Selection:
         counts = self._summed(
             lambda block: _counting.leading_bits(integers(block), shift, 1 << LEADING), (1 << LEADING,)
         )
-        if counts[self._weights.infinity >> shift :].any():
+        total, not_finite = self._over_ranks(
+            np.array([counts.sum(), counts[self._weights.infinity >> shift :].sum()])
+        ).tolist()
+        if not_finite:
             infinity = [self._weights.infinity]
-            self._refuse_nan(
-                np.array(self._for_each(lambda block: _counting.above(integers(block), infinity)), np.int64)
+            above = self._weights.for_each(
+                lambda block: _counting.above(integers(block), infinity), self._counted, progress=self._progress
             )
+            self._refuse_nan(self._counted, np.array(above, np.int64).reshape(-1))
         for rank in ranks:
-            if not 1 <= rank <= counts.sum():
-                raise SparsityError(f"No weight has rank {rank} of {counts.sum()} weights.")
-        found = [_locate(counts, rank) for rank in ranks]
+            if not 1 <= rank <= total:
+                raise SparsityError(f"No weight has rank {rank} of {total} weights.")
+        found = self._located({0: counts}, [(0, rank) for rank in ranks])
         while shift and found:
             prefixes = sorted({prefix for prefix, _ in found})
             digit = min(shift, _DIGIT) if len(prefixes) <= _PREFIXES_A_PASS else _SMALL_DIGIT
-            below = self._next_digits(prefixes, shift, shift - digit)
-            located = [(prefix, *_locate(below[prefix], rank)) for prefix, rank in found]
-            found = [((prefix << digit) | value, rank) for prefix, value, rank in located]
+            located = self._located(self._next_digits(prefixes, shift, shift - digit), found)
+            found = [
+                ((prefix << digit) | value, rank)
+                for (prefix, _), (value, rank) in zip(found, located, strict=True)
+            ]
             shift -= digit
         return found
+
+    def _located(
+        self, histograms: Mapping[int, Counts], wanted: Sequence[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
+        """For each histogram and rank in it, of all processes, the bin and the rank inside that."""
+        if self._reduce is not None and wanted:
+            return locate(histograms, wanted, self._reduce)
+        return [_locate(histograms[which], rank) for which, rank in wanted]
 
     def _next_digits(self, prefixes: list[int], shift: int, finer: int) -> dict[int, Counts]:
         """Histogram of the next digit of the magnitudes that begin with each prefix."""
@@ -255,7 +287,7 @@ class Selection:
 
         counted = self._for_each(count)
         above = np.stack([outside for outside, _ in counted])
-        self._refuse_nan(above[:, -1])
+        self._refuse_nan(self._weights.blocks, above[:, -1])
         lines = {}
         for index, (rank, (low, _)) in enumerate(zip(ranks, brackets, strict=True)):
             inside = np.stack([bins[index] for _, bins in counted])
@@ -294,7 +326,7 @@ class Selection:
 
     def _line_in_bracket(self, rank: int, low: int, high: int, counted: Sequence[Bracketed]) -> Line | None:
         from_low, above_low, from_high, above_high, above_top = np.stack([found.around for found in counted]).T
-        self._refuse_nan(above_top)
+        self._refuse_nan(self._weights.blocks, above_top)
         below_low, upto_low, below_high, upto_high = (
             self.numel - int(count.sum()) for count in (from_low, above_low, from_high, above_high)
         )
@@ -332,8 +364,18 @@ class Selection:
     def _for_each(self, work: Callable[[Block], _R]) -> list[_R]:
         return self._weights.for_each(work, progress=self._progress)
 
+    @property
+    def _numel_of_all(self) -> int:
+        """Number of weights of the whole tensors."""
+        if self._division is None:
+            return self.numel
+        return sum(self._division.shards[name].shape.numel() for name in self._weights.names)
+
+    def _over_ranks(self, counts: Counts) -> Counts:
+        return counts if self._reduce is None else self._reduce(counts)
+
     def _summed(self, count: Callable[[Block], Counts], shape: tuple[int, ...]) -> Counts:
-        """Sum of the counts over blocks and ranks; integers add to the same sum in any order."""
+        """Sum of the counts over this process's blocks; integers add to the same sum in any order."""
         total = np.zeros(shape, np.int64)
         lock = threading.Lock()
 
@@ -342,8 +384,8 @@ class Selection:
             with lock:
                 np.add(total, counts, out=total)
 
-        self._for_each(add)
-        return total if self._reduce is None else self._reduce(total)
+        self._weights.for_each(add, self._counted, progress=self._progress)
+        return total
 
     def _line(self, rank: int, key: int, from_key: Counts, above_key: Counts) -> Line:
         """The line through the ties at `key`, from each block's counts of weights at or above and above it."""
@@ -358,17 +400,25 @@ class Selection:
         return Line(0.0, 0, nothing, self._by_tensor(nothing))
 
     def _by_tensor(self, numbers: Counts) -> dict[str, int]:
+        return self._totals(self._weights.blocks, numbers)
+
+    def _totals(self, blocks: Sequence[Block], numbers: Counts) -> dict[str, int]:
         totals = dict.fromkeys(self._weights.names, 0)
-        for block, number in zip(self._weights.blocks, numbers.tolist(), strict=True):
+        for block, number in zip(blocks, numbers.tolist(), strict=True):
             totals[self._weights.names[block.tensor]] += number
         return totals
 
-    def _refuse_nan(self, counts: Counts) -> None:
-        # Every rank comes here or none does, so all stop together: one that went on would wait for the others.
-        everywhere = self._reduce(counts.sum(keepdims=True)) if self._reduce else counts
-        refuse_nan(self._by_tensor(counts.reshape(-1)))
-        if everywhere.any():
-            raise WeightsError(f"NaN has no rank among magnitudes; {everywhere.sum()} found on another rank.")
+    def _refuse_nan(self, blocks: Sequence[Block], counts: Counts) -> None:
+        """Every rank comes here or none does, so all stop together: one that went on would wait for the others."""
+        found = self._totals(blocks, counts)
+        if self._division is not None:
+            found = dict(zip(found, self._over_ranks(np.array(list(found.values()))).tolist(), strict=True))
+            refuse_nan(found)
+            return
+        everywhere = int(self._over_ranks(counts.sum(keepdims=True)).sum())
+        refuse_nan(found)
+        if everywhere:
+            raise WeightsError(f"NaN has no rank among magnitudes; {everywhere} found on another rank.")
 
 
 class _Budget:

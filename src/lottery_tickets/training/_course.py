@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from torch import nn
 
 from lottery_tickets._batches import BatchLoss, LossFunction, batches_of, measure_mean
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import EvaluationError
 from lottery_tickets.runs import RandomState, private_random_state
 from lottery_tickets.training._order import DataOrder
@@ -45,12 +46,21 @@ class Judge:
         eval_data: Batches, or one batch.
         test_data: Likewise, or None.
         loss_fn: In place of the model's usual loss.
+        ranks: Processes with the same weights, each with data of its own, of which all count; None for this
+            process alone.
     """
 
-    def __init__(self, eval_data: Any, test_data: Any = None, *, loss_fn: LossFunction | None = None) -> None:
+    def __init__(
+        self,
+        eval_data: Any,
+        test_data: Any = None,
+        *,
+        loss_fn: LossFunction | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         self._eval_data = batches_of(eval_data)
         self._test_data = None if test_data is None else batches_of(test_data)
-        self._loss_fn = loss_fn
+        self._loss_fn, self._ranks = loss_fn, ranks
 
     def evaluate(
         self, model: nn.Module, step: int, before: Sequence[Evaluation] = (), *, last: bool = False
@@ -82,7 +92,7 @@ class Judge:
 
     def _measured(self, model: nn.Module, data: Iterable[Any], what: str) -> BatchLoss:
         try:
-            return measure_mean(model, data, loss_fn=self._loss_fn)
+            return measure_mean(model, data, loss_fn=self._loss_fn, ranks=self._ranks)
         except EvaluationError as error:
             raise EvaluationError(
                 f"The {what} data: {error} One that can be iterated only once is spent after the first time: give "

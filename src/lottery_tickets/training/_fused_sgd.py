@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
+from lottery_tickets.masks import is_sharded, local_of
 from lottery_tickets.training._passes import Clip, Passes
 from lottery_tickets.training._rounding import key_of
 from lottery_tickets.training._weights import Precision, blocks, check_precision, is_half, widened, write
@@ -49,6 +51,9 @@ class FusedSGD(torch.optim.Optimizer):
             "compensated" keeps what rounding lost in a buffer that takes the weights' bytes again; "nearest" loses
             small steps. Other data types ignore it.
         seed: Of stochastic rounding. Its bits depend on (seed, step, parameter, element) alone.
+        ranks: Processes with the same weights, each of which goes back from a share of the loss: `backward`
+            updates by the sums of their gradients, each of which is added up as soon as it is there; None for this
+            process alone.
 
     Attributes:
         nonfinite: Names of the parameters with a non-finite gradient in the latest update.
@@ -84,6 +89,7 @@ class FusedSGD(torch.optim.Optimizer):
         clip: Clip = "tensor",
         precision: Precision = "stochastic",
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         check_precision(precision)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
@@ -93,7 +99,7 @@ class FusedSGD(torch.optim.Optimizer):
         named = named_parameters_of(self.param_groups)
         check_parameters(named)
         self._places = [(group, one) for group in self.param_groups for one in group["params"]]
-        self._passes = Passes(named, self._update, max_grad_norm=max_grad_norm, clip=clip)
+        self._passes = Passes(named, self._update, max_grad_norm=max_grad_norm, clip=clip, ranks=ranks)
 
     @property
     def optimizer(self) -> FusedSGD:
@@ -147,7 +153,9 @@ class FusedSGD(torch.optim.Optimizer):
         """Update from gradients that are there already: accumulated ones and `.grad`, which is freed."""
         if closure is not None:
             raise TrainingError("FusedSGD takes no closure; it would need the gradients it does not keep.")
-        gradients = {index: one.grad for index, (_, one) in enumerate(self._places) if one.grad is not None}
+        gradients = {
+            index: local_of(one.grad) for index, (_, one) in enumerate(self._places) if one.grad is not None
+        }
         if gradients or self._passes.holds_gradients:
             for _, one in self._places:
                 one.grad = None
@@ -181,7 +189,9 @@ class FusedSGD(torch.optim.Optimizer):
 
     def _update(self, index: int, gradient: torch.Tensor, coefficient: float | None) -> None:
         group, parameter = self._places[index]
-        weights = parameter.detach()  # shares memory and version: autograd notices a change under its feet
+        weights = local_of(
+            parameter.detach()
+        )  # shares memory and version: autograd notices a change under its feet
         if is_half(weights):
             self._update_half(index, group, parameter, weights, gradient, coefficient)
         else:
@@ -262,6 +272,8 @@ def check_parameters(named: list[tuple[str, nn.Parameter]]) -> None:
     """Raise TrainingError for parameters that cannot be updated one by one."""
     extents = []
     for name, one in named:
+        if is_sharded(one):  # its parts have memory of their own
+            continue
         if type(one) not in (torch.Tensor, nn.Parameter) or not one.is_floating_point() or one.is_meta:
             raise TrainingError(
                 f"{name}: expected a plain floating-point tensor with data, got {type(one).__name__} of "

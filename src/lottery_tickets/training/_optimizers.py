@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import MissingExtraError, TrainingError
-from lottery_tickets.masks import zero_held
+from lottery_tickets.masks import is_sharded, local_of, zero_held
+from lottery_tickets.training._after_backward import AfterBackward, Named
 from lottery_tickets.training._fused_sgd import FusedSGD, check_parameters
-from lottery_tickets.training._passes import Clip, Passes, check_loss
+from lottery_tickets.training._passes import Clip, Passes
 from lottery_tickets.training._rounding import key_of
 from lottery_tickets.training._weights import (
     Precision,
-    all_finite,
     blocks,
     check_precision,
-    is_finite,
     is_half,
-    norm_of,
     widened,
     write,
 )
@@ -28,7 +27,6 @@ from lottery_tickets.training._weights import (
 # Bytes of a network whose gradients may as well wait for each other.
 _SMALL = 4 << 20
 
-Named = Iterable[tuple[str, nn.Parameter]]
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
@@ -82,6 +80,7 @@ def make_optimizer(
     clip: Clip | None = None,
     precision: Precision = "stochastic",
     seed: int = 0,
+    ranks: Ranks | None = None,
 ) -> Stepper:
     """An optimizer by name, updating inside the backward pass where it is one of these names.
 
@@ -98,6 +97,7 @@ def make_optimizer(
             function, which knows no other.
         precision: Of weights in bfloat16 and float16, as `FusedSGD` has it; a function's are rounded as it does.
         seed: Of stochastic rounding.
+        ranks: Processes that update by the sums of their gradients; see `FusedSGD`.
 
     Returns:
         Anything with the methods of `Stepper`.
@@ -121,14 +121,14 @@ def make_optimizer(
     if kind == "sgd":
         return FusedSGD(
             named, lr, momentum, weight_decay,
-            max_grad_norm=max_grad_norm, clip=clip or "tensor", precision=precision, seed=seed,
+            max_grad_norm=max_grad_norm, clip=clip or "tensor", precision=precision, seed=seed, ranks=ranks,
         )  # fmt: skip
     if callable(kind):
         if clip == "tensor" or weight_decay:
             raise TrainingError(
                 "A function sets its own weight_decay, and clip='tensor' is for the optimizers by name."
             )
-        return AfterBackward(named, kind(named, lr=lr), max_grad_norm=max_grad_norm)
+        return AfterBackward(named, kind(named, lr=lr), max_grad_norm=max_grad_norm, ranks=ranks)
     if kind not in _ADAMS:
         raise TrainingError(f"optimizer is one of sgd, {', '.join(_ADAMS)} or a function; got {kind!r}.")
 
@@ -136,74 +136,13 @@ def make_optimizer(
         return _ADAMS[kind](parameters, lr=lr, weight_decay=weight_decay)
 
     return InBackward(
-        named, make, max_grad_norm=max_grad_norm, clip=clip or "tensor", precision=precision, seed=seed
+        *(named, make),
+        max_grad_norm=max_grad_norm,
+        clip=clip or "tensor",
+        precision=precision,
+        seed=seed,
+        ranks=ranks,
     )
-
-
-class AfterBackward:
-    """A torch optimizer that steps when the backward pass is over, all gradients held until then.
-
-    Gradients of micro-batches add up in `.grad`. They are clipped exactly by the norm of all. If any is infinite
-    or NaN nothing moves.
-
-    Args:
-        named: Name and parameter.
-        optimizer: Over these parameters.
-        max_grad_norm: For `torch.nn.utils.clip_grad_norm_`, or None.
-    """
-
-    def __init__(self, named: Named, optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> None:
-        self.optimizer = optimizer
-        self.nonfinite: tuple[str, ...] = ()
-        self.moved = 0
-        self._named, self._max_norm = list(named), max_grad_norm
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's."""
-        return self.optimizer.param_groups
-
-    def accumulate(self, loss: torch.Tensor) -> None:
-        """Go back from a micro-batch's loss; gradients add up in `.grad`."""
-        check_loss(loss)
-        torch.autograd.backward(loss)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Go back from the loss, clip, step, and drop the gradients."""
-        self.nonfinite, self.moved = (), 0
-        self.accumulate(loss)
-        there = [(name, one, one.grad) for name, one in self._named if one.grad is not None]
-        # One norm of all tells it faster than one of each.
-        if not all_finite([gradient for _, _, gradient in there]):
-            self.nonfinite = tuple(
-                name for name, _, gradient in there if not is_finite(gradient, norm_of(gradient))
-            )
-        if not self.nonfinite:
-            if self._max_norm is not None:
-                torch.nn.utils.clip_grad_norm_([one for _, one, _ in there], self._max_norm)
-            self.moved = len(there)
-            self.optimizer.step()
-        self.zero_grad()
-
-    @torch.no_grad()
-    def scale_accumulated(self, factor: float) -> None:
-        """Multiply the gradients that are there."""
-        for _, one in self._named:
-            if one.grad is not None:
-                one.grad.mul_(factor)
-
-    def zero_grad(self) -> None:
-        """Drop gradients."""
-        for _, one in self._named:
-            one.grad = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.optimizer.load_state_dict(state_dict)
 
 
 class InBackward:
@@ -221,6 +160,7 @@ class InBackward:
         clip: See `FusedSGD`.
         precision: See `FusedSGD`.
         seed: See `FusedSGD`.
+        ranks: See `FusedSGD`.
     """
 
     def __init__(
@@ -232,11 +172,12 @@ class InBackward:
         clip: Clip,
         precision: Precision,
         seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
         check_precision(precision)
         self._named = list(named)
         check_parameters(self._named)
-        self._lent = [nn.Parameter(_nothing(one)) if is_half(one) else one for _, one in self._named]
+        self._lent = [_lent(one) for _, one in self._named]
         names = [name for name, _ in self._named]
         self.optimizer = make(list(zip(names, self._lent, strict=True)))
         self._lost: dict[int, torch.Tensor] = {}
@@ -250,6 +191,7 @@ class InBackward:
             max_grad_norm=max_grad_norm,
             clip=clip,
             finish=self._step_together if self._together else None,
+            ranks=ranks,
         )
 
     @property
@@ -322,7 +264,7 @@ class InBackward:
         self._steps, self._seed = state_dict["steps"], state_dict["seed"]
 
     def _update(self, index: int, gradient: torch.Tensor, coefficient: float | None) -> None:
-        weights, lent = self._named[index][1].detach(), self._lent[index]
+        weights, lent = local_of(self._named[index][1].detach()), self._lent[index]
         if is_half(weights):
             if self._precision == "compensated" and index not in self._lost:
                 self._lost[index] = torch.zeros_like(weights)
@@ -355,6 +297,13 @@ class InBackward:
         for block in blocks(wide, weights, *([] if lost is None else [lost])):
             values, own, *rest = block.parts
             write(values, own, rest[0] if rest else None, precision=self._precision, key=key, start=block.start)
+
+
+def _lent(one: nn.Parameter) -> nn.Parameter:
+    """What the optimizer steps in a parameter's place."""
+    if is_half(one):
+        return nn.Parameter(_nothing(one))
+    return nn.Parameter(local_of(one.detach())) if is_sharded(one) else one
 
 
 def _nothing(like: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -9,8 +10,12 @@ from typing import Any
 import torch
 
 from lottery_tickets._batches import batches_of
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.runs import RandomState, seed_everything
+from lottery_tickets.training._sharing import SharedBatches
+
+_END = object()
 
 
 class DataOrder:
@@ -23,11 +28,14 @@ class DataOrder:
     Args:
         dataloader: Batches of any usual form, or one batch.
         seed: Non-negative integer.
+        ranks: Processes that train together, each on batches of its own, of which all have as many; None for this
+            process alone.
     """
 
-    def __init__(self, dataloader: Any, seed: int) -> None:
+    def __init__(self, dataloader: Any, seed: int, ranks: Ranks | None = None) -> None:
         self._batches = batches_of(dataloader)
         self._seed = seed
+        self._ranks = ranks or Ranks()
 
     @property
     def length(self) -> int | None:
@@ -46,7 +54,8 @@ class DataOrder:
             then: The random state to go on from after them.
 
         Raises:
-            TrainingError: The loader gives no batch, or fewer than are to be dropped.
+            TrainingError: The loader gives no batch, fewer than are to be dropped, or another number than on
+                another rank.
         """
         self.seed(number)
         batches = iter(self._batches)
@@ -59,7 +68,7 @@ class DataOrder:
         if then is not None and skip:
             then.restore()
         empty = not skip
-        for batch in batches:
+        for batch in self._in_step(batches, number):
             empty = False
             yield batch
         if empty:
@@ -67,6 +76,24 @@ class DataOrder:
                 f"The dataloader gave no batches in epoch {number + 1}. One that can be iterated only once is "
                 "spent after the first: give a DataLoader or a list."
             )
+
+    def _in_step(self, batches: Iterator[Any], number: int) -> Iterator[Any]:
+        """The batches, of which each rank has the next if any has."""
+        if self._ranks.size == 1:
+            yield from batches
+            return
+        for count in itertools.count():
+            batch = next(batches, _END)
+            there = self._ranks.gather(batch is not _END)
+            if not all(there):
+                if any(there):
+                    with_, without = there.index(True), there.index(False)
+                    raise TrainingError(
+                        f"Rank {without} has no more than {count} batches in epoch {number + 1}, and rank {with_} "
+                        "has: ranks train together, so give each as many, a share of every batch for instance."
+                    )
+                return
+            yield batch
 
     def seed(self, number: int) -> None:
         """Seed all that an epoch's order may hang on."""
@@ -81,6 +108,8 @@ class DataOrder:
 
 def _parts(loader: Any) -> Iterator[Any]:
     """The loader, its dataset and its samplers, those inside them included."""
+    while isinstance(loader, SharedBatches):
+        loader = loader.dataloader
     waiting, seen = [loader], set()
     while waiting:
         one = waiting.pop()

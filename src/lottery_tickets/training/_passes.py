@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
+from lottery_tickets.masks import is_sharded, local_of
+from lottery_tickets.training._graph import uses_of
+from lottery_tickets.training._turns import Receive, Turns
 from lottery_tickets.training._weights import all_finite, blocks, combined, is_finite, is_half, norm_of
 
 Clip = Literal["tensor", "global"]
@@ -28,6 +34,8 @@ class Passes:
         clip: Whether that is the norm of each tensor or of all together.
         finish: Called when `update` has been told all gradients of a pass. Where it is given they may wait for
             each other, and are handed on when the pass is over.
+        ranks: Gradients are sums over these; None for this process alone. Where parameters are DTensors the model
+            adds them up itself, each rank is told of its parts, and norms are those of the whole.
 
     Attributes:
         nonfinite: Names of the parameters whose gradient was infinite or NaN in the latest update; none of these
@@ -43,6 +51,7 @@ class Passes:
         max_grad_norm: float | None,
         clip: Clip,
         finish: Callable[[], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if clip not in get_args(Clip):
             raise TrainingError(f"clip is one of {', '.join(get_args(Clip))}; got {clip!r}.")
@@ -54,6 +63,8 @@ class Passes:
         self.moved = 0
         self._named, self._update, self._finish = list(named), update, finish
         self._max_norm, self._clip = max_grad_norm, clip
+        self._ranks = ranks or Ranks()
+        self._sharded = any(is_sharded(parameter) for _, parameter in named)
         self._held: dict[int, torch.Tensor] = {}
 
     @property
@@ -77,7 +88,10 @@ class Passes:
     def backward(self, loss: torch.Tensor) -> None:
         """Update every parameter on the loss's way back, or after it where all gradients must be known first."""
         self.nonfinite, self.moved = (), 0
-        self._go_back(loss)
+        if self._ranks.size > 1 and not self._sharded:
+            self._go_back_together(loss)
+        else:
+            self._go_back(loss)
         if self._finish is not None and self.moved:
             self._finish()
 
@@ -98,6 +112,27 @@ class Passes:
             if not self.nonfinite:
                 self._run(loss, lambda index, gradient: self._apply(index, gradient, coefficient))
 
+    def _go_back_together(self, loss: torch.Tensor) -> None:
+        """The same by sums over ranks; each step follows its sum, unless all gradients must be known first."""
+        sums: dict[int, torch.Tensor] = {}
+        clips_all = self._max_norm is not None and self._clip == "global"
+        at_once = self._finish is None and not clips_all
+        receive: Receive = self._step if at_once else sums.__setitem__
+        if at_once and not self._held:
+            positions = {id(one): index for index, (_, one) in enumerate(self._named)}
+            turns = Turns(self._ranks, self._named, uses_of(loss.grad_fn, positions), receive)
+            self._run(loss, turns.take)
+        else:
+            self.accumulate(loss)
+            turns = Turns(self._ranks, self._named, self._held, receive)
+            for index in sorted(self._held, reverse=True):
+                turns.take(index, self._held.pop(index))
+        turns.finish()
+        if clips_all:
+            self._apply_clipped(sums)
+        elif not at_once:
+            self._step_all(sums)
+
     def use(self, gradients: dict[int, torch.Tensor]) -> None:
         """Update from gradients that somebody else made, and from those held."""
         self.nonfinite, self.moved = (), 0
@@ -115,7 +150,7 @@ class Passes:
             raise
 
     def _step_all(self, gradients: dict[int, torch.Tensor]) -> None:
-        if self._held or self._max_norm is not None or not all_finite(list(gradients.values())):
+        if self._held or self._sharded or self._max_norm is not None or not all_finite([*gradients.values()]):
             for index, gradient in gradients.items():
                 self._step(index, gradient)
             return
@@ -150,10 +185,21 @@ class Passes:
         return self._coefficient(combined([norms[index] for index in sorted(norms)]))
 
     def _norm(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
-        norm = norm_of(gradient)
-        if not is_finite(gradient, norm):
+        norm = self._norm_of_all(gradient)
+        if not self._is_finite(gradient, norm):
             self.nonfinite += (self._named[index][0],)
         return norm
+
+    def _norm_of_all(self, gradient: torch.Tensor) -> torch.Tensor:
+        norm = norm_of(gradient)
+        if not self._sharded:
+            return norm
+        squares = self._ranks.sum(np.square(np.array([norm.item()])))
+        return torch.tensor(math.sqrt(squares[0]), dtype=norm.dtype)
+
+    def _is_finite(self, gradient: torch.Tensor, norm: torch.Tensor) -> bool:
+        """On all ranks the same, who have the same norm: of parts, one that overflows counts as infinite."""
+        return math.isfinite(norm.item()) if self._sharded else is_finite(gradient, norm)
 
     def _coefficient(self, norm: torch.Tensor) -> float | None:
         if self._max_norm is None:
@@ -165,8 +211,8 @@ class Passes:
         if index in self._held:
             self._add(index, gradient)
             gradient = self._held.pop(index)
-        norm = norm_of(gradient)
-        if is_finite(gradient, norm):
+        norm = self._norm_of_all(gradient)
+        if self._is_finite(gradient, norm):
             self._apply(index, gradient, self._coefficient(norm))
         else:
             self.nonfinite += (self._named[index][0],)
@@ -220,7 +266,7 @@ def backward_pass(
             _check_gradient(named[index][0], gradient, again=index in seen)
             seen.add(index)
             with torch.no_grad():
-                receive(index, gradient)
+                receive(index, local_of(gradient))
 
         return hook
 
@@ -247,7 +293,7 @@ def gathered_gradients(loss: torch.Tensor, named: Sequence[tuple[str, nn.Paramet
     wanted = _wanted(loss, named)
     try:
         torch.autograd.backward(loss)
-        gradients = {index: one.grad for index, one in wanted.items() if one.grad is not None}
+        gradients = {index: local_of(one.grad) for index, one in wanted.items() if one.grad is not None}
         for index, gradient in gradients.items():
             _check_gradient(named[index][0], gradient, again=False)
     finally:

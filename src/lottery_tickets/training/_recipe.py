@@ -13,6 +13,7 @@ from torch import nn
 
 from lottery_tickets._arguments import check_count, check_number
 from lottery_tickets._batches import LossFunction, size_of
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.training._activations import Checkpointing
 from lottery_tickets.training._memory import log_training_bytes, training_bytes
@@ -87,7 +88,13 @@ class Recipe:
         check_number("bn_l1", self.bn_l1, least=0)
 
     def trainer(
-        self, model: nn.Module, seed: int, *, checkpointing: bool = False, scheduled: bool = True
+        self,
+        model: nn.Module,
+        seed: int,
+        *,
+        checkpointing: bool = False,
+        scheduled: bool = True,
+        ranks: Ranks | None = None,
     ) -> Trainer:
         """Ours, for the parameters that require gradients; it tells what memory it will take before it starts.
 
@@ -96,6 +103,7 @@ class Recipe:
             seed: Of stochastic rounding.
             checkpointing: Whether the model computes activations again.
             scheduled: If False, the learning rate stays what it is.
+            ranks: See `Trainer`.
         """
         optimizer = make_optimizer(
             self._make if callable(self.optimizer) else self.optimizer,
@@ -106,6 +114,7 @@ class Recipe:
             max_grad_norm=self.max_grad_norm,
             precision=self.precision,
             seed=seed,
+            ranks=ranks,
         )
         return Trainer(
             model,
@@ -117,6 +126,7 @@ class Recipe:
             max_skipped=self.max_skipped,
             announce=partial(self._tell_memory, model, checkpointing),
             penalty=scale_penalty(model, self.bn_l1),
+            ranks=ranks,
         )
 
     def _tell_memory(self, model: nn.Module, checkpointing: bool, batch: Any) -> None:

@@ -1,8 +1,9 @@
 """One optimizer step after another, each of them whole or not at all.
 
-Hugging Face's accelerate would bring devices, mixed precision and process groups; here there is one device, the
-weights' own data type, and an optimizer that works inside the backward pass, which accelerate's wrappers of
-optimizer and backward do not know. What is left to do on one device is small and is done here.
+Hugging Face's accelerate would bring devices, mixed precision and process groups; here a process has one device,
+the weights' own data type, and an optimizer that works inside the backward pass, which accelerate's wrappers of
+optimizer and backward do not know, and torch's DistributedDataParallel neither. What is left to do is small and is
+done here: the step of several ranks is that of all their batches together, on which they agree beforehand.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -19,7 +20,9 @@ import torch
 from torch import nn
 
 from lottery_tickets._batches import BatchLoss, LossFunction, measure, samples_of, size_of, total
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import NonfiniteLossError, TrainingError, TrainingMemoryError
+from lottery_tickets.training._joined import lies_in_parts
 from lottery_tickets.training._memory_errors import is_out_of_memory
 from lottery_tickets.training._optimizers import Stepper
 
@@ -88,6 +91,8 @@ class Trainer:
         max_skipped: Share of the batches that may be left out, one being allowed in any case.
         announce: Called with the first batch before it is trained on.
         penalty: Added to the loss of each update, once, and to no loss that is told.
+        ranks: Processes with the same weights, each of which is given a batch of its own at every step; the update
+            is that of all of them as one batch. None for this process alone.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Trainer:
         max_skipped: float = 0.01,
         announce: Callable[[Any], None] | None = None,
         penalty: Callable[[], torch.Tensor] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.progress = Progress()
         self.optimizer = optimizer
@@ -111,12 +117,15 @@ class Trainer:
         self._nonfinite, self._max_skipped = nonfinite, max_skipped
         self._updating = False
         self._announce, self._penalty = announce, penalty
+        self._ranks = ranks or Ranks()
+        self._sharded = lies_in_parts(model)
+        self._latest: Any = None  # piece of a batch, where the model is in parts
 
     def step(self, batch: Any) -> BatchLoss | None:
         """Train on one batch.
 
         Returns:
-            Its loss before the update; None if it was left out.
+            Its loss before the update, that of all ranks together; None if it was left out.
 
         Raises:
             NonfiniteLossError: A loss or gradient that is not finite, where such batches are not left out or have
@@ -168,12 +177,13 @@ class Trainer:
     def _whole_step(self, batch: Any, before: list[_Saved]) -> BatchLoss:
         """Loss of a batch and the update by it, in as many pieces as memory asks for."""
         size = size_of(batch)
-        if not size:
-            raise _NotFiniteError("the batch holds no samples, so it has no loss")
+        if self._sharded:
+            with self._ranks.watched(self._where):
+                return self._in_step(batch, size, before)
         while True:
-            rows = min(size, self._limit or size)
+            rows = max(1, min(size, self._limit or size))
             try:
-                return self._in_pieces(batch, size, rows)
+                return self._in_pieces(batch, size, _bounds(size, rows), before)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -190,37 +200,119 @@ class Trainer:
             self._limit = math.ceil(rows / 2)
             _log.warning("%s: memory ran out; going on with micro-batches of %d", self._where, self._limit)
 
-    def _in_pieces(self, batch: Any, size: int, rows: int) -> BatchLoss:
-        """The update of the whole batch from gradients of its pieces."""
-        self._updating = False
-        parts: list[BatchLoss] = []
-        divisor = 0  # of the pieces before the last: the units the batch will have if all have as many as these
-        for start in range(0, size, rows):
-            stop = min(size, start + rows)
-            piece = batch if rows == size else samples_of(batch, start, stop)
-            part = measure(self._model, piece, loss_fn=self._loss_fn)
-            graph, part = part.graph, total([part])
-            if part.units and not math.isfinite(part.loss_sum):
-                raise _NotFiniteError(f"the loss is {part.mean}")
-            parts.append(part)
-            units = sum(one.units for one in parts)
-            if stop < size:
-                if part.units and graph is not None:
-                    divisor = divisor or math.ceil(units * size / stop)
-                    self.optimizer.accumulate(graph / divisor)
-                continue
-            if not units:
-                raise _NotFiniteError("every label of the batch is ignored, so it has no loss")
-            if divisor not in (0, units):
-                self.optimizer.scale_accumulated(divisor / units)
-            self._update(graph if part.units else None, units)
-        return total(parts)
+    def _in_step(self, batch: Any, size: int, before: list[_Saved]) -> BatchLoss:
+        """The same where a pass through the model is one of all ranks: each makes as many, some of no samples."""
+        rows = max(1, min(size, self._limit or size))
+        pieces = max(1, *self._ranks.gather(math.ceil(size / rows)))
+        bounds = [(size * turn // pieces, size * (turn + 1) // pieces) for turn in range(pieces)]
+        try:
+            return self._in_pieces(batch, size, bounds, before)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingMemoryError(
+                f"{self._where}: memory ran out, and other ranks wait in the middle of a pass. Begin again with "
+                f"max_batch_size below {rows} or gradient_checkpointing=True."
+            ) from error
 
-    def _update(self, graph: torch.Tensor | None, units: int) -> None:
+    def _in_pieces(
+        self, batch: Any, size: int, bounds: Sequence[tuple[int, int]], before: list[_Saved]
+    ) -> BatchLoss:
+        """The update of the whole batch, that of all ranks, from gradients of its pieces."""
+        self._updating = False
+        own: _Own | None = None
+        problem = None
+        try:
+            own = self._all_but_the_update(batch, size, bounds)
+        except _NotFiniteError as error:
+            problem = str(error)
+        whole = self._agreed(None if own is None else own.part, problem)
+        assert own is not None
+        # Reducing gradients to their parts, FSDP takes the mean over ranks.
+        units = whole.units / self._ranks.size if self._sharded else whole.units
+        if own.divisor not in (0, units):
+            self.optimizer.scale_accumulated(own.divisor / units)
+        self._update(own.graph, units)
+        self._share_buffers(before)
+        return whole
+
+    def _all_but_the_update(self, batch: Any, size: int, bounds: Sequence[tuple[int, int]]) -> _Own:
+        """Losses of all pieces; gradients, held by the optimizer, of all but the last, whose graph is kept."""
+        parts: list[BatchLoss] = []
+        graph = problem = None
+        divisor = 0  # of the pieces before the last: the units the batch will have if all have as many as these
+        for turn, (start, stop) in enumerate(bounds, 1):
+            piece = batch if len(bounds) == 1 else samples_of(batch, start, stop)
+            graph, part = self._passed(piece, start == stop)
+            if part.units and not math.isfinite(part.loss_sum):
+                problem = problem or f"the loss is {part.mean}"
+                if not self._sharded:  # else the others go on, and wait
+                    break
+            parts.append(part)
+            if turn < len(bounds) and graph is not None:
+                units = sum(one.units for one in parts)
+                # Of a model in parts, gradients are of all ranks, and so is what they are divided by.
+                divisor = 1 if self._sharded else divisor or math.ceil(units * size / stop)
+                self.optimizer.accumulate(graph / divisor)
+        if problem is not None:
+            raise _NotFiniteError(problem)
+        return _Own(total(parts), graph, divisor)
+
+    def _passed(self, piece: Any, empty: bool) -> tuple[torch.Tensor | None, BatchLoss]:
+        """A forward pass: the loss's sum with its graph, None where there is no way back, and its numbers."""
+        if not self._sharded:
+            part = measure(self._model, piece, loss_fn=self._loss_fn)
+            return part.graph if part.units else None, total([part])
+        if empty and self._latest is None:
+            raise TrainingError(
+                f"{self._where}: this rank's first batch holds no samples, and a model in parts is gone through "
+                "by all ranks together. Give each rank a sample at least."
+            )
+        # Who has no samples goes with the others all the same, and adds nothing.
+        part = measure(self._model, self._latest if empty else piece, loss_fn=self._loss_fn)
+        if part.graph is None:
+            raise TrainingError(
+                f"{self._where}: of no labels the loss has no graph to go back from, as all ranks must. Give each "
+                "rank labels in every batch."
+            )
+        if empty:
+            return part.graph * 0, BatchLoss(0.0, 0, 0)
+        self._latest = piece
+        return part.graph, total([part])
+
+    def _agreed(self, part: BatchLoss | None, problem: str | None) -> BatchLoss:
+        """The batches of all ranks as one.
+
+        Raises:
+            _NotFiniteError: On all ranks, if one cannot go on, or none has a unit.
+        """
+        told = self._ranks.gather((part, problem))
+        for rank, (_, other) in enumerate(told):
+            if other is not None:
+                raise _NotFiniteError(other + (f" on rank {rank}" if self._ranks.size > 1 else ""))
+        whole = total([one for one, _ in told if one is not None and one.samples])
+        if not whole.samples:
+            raise _NotFiniteError("the batch holds no samples, so it has no loss")
+        if not whole.units:
+            raise _NotFiniteError("every label of the batch is ignored, so it has no loss")
+        return whole
+
+    def _share_buffers(self, before: list[_Saved]) -> None:
+        """Let every rank have the running statistics of rank 0, as DistributedDataParallel does."""
+        for module, name, _ in before if self._ranks.size > 1 else ():
+            buffer = module._buffers[name]
+            assert buffer is not None
+            if not self._ranks.first:
+                buffer.zero_()
+            self._ranks.add_up(buffer)
+
+    def _update(self, graph: torch.Tensor | None, units: float) -> None:
         self._updating = True
         # A last piece that has nothing to add still makes the update by the others.
         loss = self._nothing() if graph is None else graph / units
-        self.optimizer.backward(loss if self._penalty is None else loss + self._penalty())
+        if self._penalty is not None:
+            loss = loss + self._penalty() / self._ranks.size  # gradients are summed over ranks
+        self.optimizer.backward(loss)
         if self.optimizer.nonfinite:
             moved = self.optimizer.moved
             others = f"; {moved} other tensors were updated before that was known" if moved else ""
@@ -232,7 +324,8 @@ class Trainer:
         return 0 * min(trainable, key=torch.numel).sum()
 
     def _refuse_if_moved(self, error: BaseException, rows: int) -> None:
-        if self._updating and self.optimizer.moved:
+        # Other ranks wait for the gradients of a backward pass that was agreed on.
+        if self._updating and (self.optimizer.moved or self._ranks.size > 1):
             raise TrainingMemoryError(
                 f"{self._where}: memory ran out in the backward pass, when some weights had been updated already "
                 "and others not, so the model is not to be used. Begin again from its initial weights, or from "
@@ -267,9 +360,28 @@ class Trainer:
         ]
 
 
+def _bounds(size: int, rows: int) -> list[tuple[int, int]]:
+    """Where pieces of so many rows begin and end."""
+    return [(start, min(size, start + rows)) for start in range(0, size, rows)]
+
+
 def _drop_gradients(model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter.grad = None
+
+
+class _Own(NamedTuple):
+    """A batch before its update.
+
+    Attributes:
+        part: Its losses.
+        graph: Loss sum of its last piece; None where that has no units.
+        divisor: What the gradients that are held were divided by; 0 if none are.
+    """
+
+    part: BatchLoss
+    graph: torch.Tensor | None
+    divisor: int
 
 
 class _Saved(NamedTuple):

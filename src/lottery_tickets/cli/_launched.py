@@ -1,0 +1,56 @@
+"""A command that a launcher (torchrun, accelerate) started several times: one job, told of once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lottery_tickets.errors import DistributedError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def launched() -> bool:
+    """Whether this process is one of several, as torch's launchers tell it by the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def process_group(command: str, *, possible: bool) -> Iterator[ProcessGroup | None]:
+    """All processes of the job, or None for a process alone; errors of one are errors of all inside the block.
+
+    Args:
+        command: Its name, for messages.
+        possible: Whether it works on several ranks.
+
+    Raises:
+        DistributedError: It does not, or another rank failed.
+    """
+    if not launched():
+        yield None
+        return
+    if not possible:
+        raise DistributedError(f"{command} runs in one process; call it without torchrun.")
+    import torch
+    import torch.distributed as dist
+
+    from lottery_tickets._ranks import Ranks
+
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
+    try:
+        with Ranks.world().together():
+            yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,297 @@
+"""Sharded models: masks drawn from them, applied, held, saved, and errors that end the work of all ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lottery_tickets import Mask, _ranks, applied, apply_mask, create_magnitude_mask, held, remove_mask
+from lottery_tickets._ranks import Ranks
+from lottery_tickets.errors import DistributedError, MaskAppliedError, MaskError, MaskMismatchError, WeightsError
+from lottery_tickets.masks import ShardedMask, local_of
+
+LAYOUTS = ("fsdp", "tensor parallel", "both", "replicated")
+
+
+def mlp(dtype: torch.dtype = torch.float32, *, mixed: bool = False) -> nn.Sequential:
+    """Layers whose rows no number of ranks divides, tied weights, and a layer with fewer rows than ranks."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Linear(6, 10),
+        nn.ReLU(),
+        nn.Linear(10, 6),
+        nn.ReLU(),
+        nn.Linear(6, 10),
+        nn.ReLU(),
+        nn.Linear(10, 1),
+    ]
+    model = nn.Sequential(*layers).to(dtype)
+    model[4].weight = model[0].weight
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((parameter * 16).round() / 16)  # many ties
+    if mixed:
+        model[2].bfloat16()
+    return model
+
+
+def shard(model: nn.Sequential, layout: str) -> nn.Sequential:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    size = torch.distributed.get_world_size()
+    if layout == "replicated":
+        return model
+    if layout == "fsdp":
+        mesh = init_device_mesh("cpu", (size,))
+        fully_shard(model[2], mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+    shape = (size,) if layout == "tensor parallel" else (size // 2, 2)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp")[-len(shape) :])
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel(), "4": ColwiseParallel(), "6": RowwiseParallel()}
+    parallelize_module(model, mesh["tp"], plan)
+    model[4].weight = model[0].weight
+    return fully_shard(model, mesh=mesh["dp"]) if layout == "both" else model
+
+
+def digests(model: Any, **options: Any) -> list[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [mask.digest() for mask in create_magnitude_mask(model, [0.3, 0.5, 0.9], progress=False, **options)]
+
+
+def digests_of_all(model: nn.Module) -> list[list[str]]:
+    found = [digests(model, scope=scope) for scope in ("global", "layer", "row")]
+    return [*found, [create_magnitude_mask(model, None, pattern="2:4", pattern_remainder="dense").digest()]]
+
+
+MODELS = ({"dtype": torch.float32}, {"dtype": torch.bfloat16}, {"mixed": True})
+
+
+def draw(rank: int, layout: str) -> list[list[list[str]]]:
+    return [digests_of_all(shard(mlp(**options), layout)) for options in MODELS]
+
+
+@pytest.fixture(scope="module")
+def whole_digests() -> list[list[list[str]]]:
+    return [digests_of_all(mlp(**options)) for options in MODELS]
+
+
+@pytest.mark.parametrize(
+    ("layout", "size"),
+    [("fsdp", 1), ("fsdp", 2), ("fsdp", 4), ("tensor parallel", 2), ("both", 4), ("replicated", 2)],
+)
+def test_a_sharded_model_has_the_mask_of_the_whole_one(ranks, layout, size, whole_digests):
+    assert ranks(size).run(draw, layout) == [whole_digests] * size
+
+
+def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        name: getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)().clone()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def loss_of(model: nn.Module) -> torch.Tensor:
+    inputs = torch.arange(24.0).view(4, 6).sin()
+    return model(inputs).square().sum()
+
+
+def train(rank: int, layout: str, optimizer: str, whole: bool) -> dict[str, Any]:
+    """What applying, holding and pruning do to a model, of which all is gathered in the end."""
+    size = torch.distributed.get_world_size()
+    model = shard(mlp(), layout)
+    mask = create_magnitude_mask(model, 0.6, progress=False)
+    if whole and isinstance(mask, ShardedMask):
+        mask = mask.gathered()
+    before = whole_state(model)
+    done: dict[str, Any] = {"rank": rank, "size": size}
+    with applied(model, mask):
+        loss = loss_of(model)
+        loss.backward()
+        done["masked loss"] = loss.item()
+        done["refused"] = _refusal(lambda: applied(model, mask).__enter__())
+    done["gradients"] = gathered_gradients(model)
+    model.zero_grad()
+    done["dense loss"] = loss_of(model).item()
+    done["back"] = all(torch.equal(tensor, before[name]) for name, tensor in whole_state(model).items())
+    steps = getattr(torch.optim, optimizer)(model.parameters(), lr=0.01, weight_decay=0.1)
+    with held(model, mask):
+        for _ in range(3):
+            loss_of(model).backward()
+            steps.step()
+            steps.zero_grad()
+    done["trained"] = whole_state(model)
+    states = [value for state in steps.state.values() for value in state.values() if value.dim()]
+    done["states"] = sum(float(local_of(value).abs().sum()) for value in states)
+    removed = apply_mask(model, create_magnitude_mask(model, 0.8, progress=False), clone_weights=True)
+    done["pruned"] = whole_state(model)
+    remove_mask(model, create_magnitude_mask(model, 0.8, progress=False), removed)
+    done["restored"] = all(
+        torch.equal(tensor, done["trained"][name]) for name, tensor in whole_state(model).items()
+    )
+    return done
+
+
+def gathered_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: getattr(one, "full_tensor", lambda one=one: one)().clone() for name, one in gradients.items()}
+
+
+def _refusal(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except MaskAppliedError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("layout", "size", "optimizer", "whole"),
+    [
+        ("fsdp", 2, "SGD", False),
+        ("fsdp", 4, "AdamW", True),
+        ("tensor parallel", 2, "Adam", False),
+        ("both", 4, "SGD", True),
+    ],
+)
+def test_tickets_of_sharded_models_compute_and_train_as_those_of_whole_ones(ranks, layout, size, optimizer, whole):
+    expected = ranks(1).run(train, "replicated", optimizer, True)[0]
+    for found in ranks(size).run(train, layout, optimizer, whole):
+        assert found["masked loss"] == pytest.approx(expected["masked loss"], rel=1e-5)
+        assert found["dense loss"] == pytest.approx(expected["dense loss"], rel=1e-5)
+        assert "already applied" in found["refused"]
+        assert found["back"]
+        assert found["restored"]
+        for what in ("gradients", "trained", "pruned"):
+            for name, tensor in expected[what].items():
+                torch.testing.assert_close(found[what][name], tensor, rtol=1e-4, atol=1e-6)
+                assert torch.equal(found[what][name] == 0, tensor == 0)
+
+
+def save_and_load(rank: int, folder: str) -> tuple[str, bool, str]:
+    path = Path(folder) / "ticket.safetensors"
+    model = shard(mlp(), "fsdp")
+    mask = create_magnitude_mask(model, 0.5, progress=False)
+    assert isinstance(mask, ShardedMask)
+    mask.save(path, metadata={"seed": "0"})
+    loaded = Mask.load(path)
+    again = ShardedMask.of(loaded, model)
+    return mask.digest(), all(torch.equal(again[name], mask[name]) for name in mask), repr(again)
+
+
+def test_the_file_is_that_of_the_whole_mask(ranks, tmp_path):
+    expected = create_magnitude_mask(mlp(), 0.5, progress=False)
+    expected.save(tmp_path / "whole.safetensors", metadata={"seed": "0"})
+    found = ranks(4).run(save_and_load, str(tmp_path))
+    assert [one[:2] for one in found] == [(expected.digest(), True)] * 4
+    assert found[3][2] == "ShardedMask(3 tensors, 130 weights, 65 kept, sparsity 0.5000; 6 on this rank of 4)"
+    assert (tmp_path / "ticket.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def save_nowhere(rank: int, folder: str) -> None:
+    mask = create_magnitude_mask(shard(mlp(), "fsdp"), 0.5, progress=False)
+    mask.save(Path(folder) / "missing" / "ticket.safetensors")
+
+
+def test_a_file_that_rank_0_cannot_write_is_an_error_of_all(ranks, tmp_path):
+    first, *others = ranks(2).attempt(save_nowhere, str(tmp_path))
+    assert isinstance(first, FileNotFoundError)
+    assert isinstance(others[0], DistributedError)
+    assert str(others[0]).startswith("rank 0 failed: FileNotFoundError:")
+
+
+def misuse(rank: int) -> list[str]:
+    model = shard(mlp(), "fsdp")
+    mask = create_magnitude_mask(model, 0.5, progress=False)
+    other = shard(mlp(), "tensor parallel")
+    told = []
+    for call in (
+        lambda: apply_mask(other, mask),
+        lambda: mask & mask,
+        lambda: Mask.ones_like(model) & mask,
+        lambda: ShardedMask.of(mask.gathered(), mlp()),
+        ShardedMask,
+        lambda: create_magnitude_mask(model, 0.5, use_histogram=False),
+        lambda: create_magnitude_mask(model, 0.5, allocation="owl"),
+        lambda: create_magnitude_mask(model, 0.5 + 0.1 * rank),
+        lambda: create_magnitude_mask(model, 0.5, include="0.bias" if rank else None),
+    ):
+        try:
+            call()
+        except (MaskMismatchError, MaskError, TypeError, ValueError, DistributedError) as error:
+            told.append(f"{type(error).__name__}: {error}")
+    return told
+
+
+def test_what_makes_no_sense_is_refused_by_all(ranks):
+    found = ranks(2).run(misuse)
+    assert found[0] == found[1]
+    expected = (
+        "MaskMismatchError: 2.weight: the mask was drawn from a model sharded in another way",
+        "TypeError",
+        "MaskError: This is a rank's part of a sharded mask",
+        "MaskMismatchError: Sequential has no DTensor among the mask's parameters",
+        "TypeError: Make a ShardedMask with",
+        "SparsityError: use_histogram=False sorts all weights in one place",
+        "SparsityError: allocation='owl' adds up the weights of whole tensors",
+        "DistributedError: The ranks are asked for different things: rank 0 for sparsity=0.5, scope global",
+        "DistributedError: The ranks speak of different tensors: the first that differs is ",
+    )
+    for told, start in zip(found[0], expected, strict=True):
+        assert told.startswith(start)
+
+
+def draw_from_nan(rank: int, value: float, options: dict[str, Any]) -> None:
+    model = shard(mlp(), "fsdp")
+    if rank == 1:
+        local_of(model[2].weight)[0, 3] = value
+        local_of(model[0].weight)[1, 1:3] = value
+    create_magnitude_mask(model, None if "pattern" in options else 0.5, progress=False, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"scope": "row"}, {"pattern": "1:2"}])
+def test_nan_on_one_rank_is_named_by_all(ranks, options):
+    found = ranks(4).attempt(draw_from_nan, float("nan"), options)
+    for error in found:
+        assert isinstance(error, WeightsError)
+        assert "found in 0.weight (2), 2.weight (1). " in str(error)
+
+
+def test_infinity_ranks_highest(ranks):
+    assert ranks(4).run(draw_from_nan, float("inf"), {}) == [None] * 4
+
+
+def be_killed(rank: int, folder: str) -> None:
+    _ranks._ROLL_CALL_SECONDS = 1.0
+    model = shard(mlp(), "fsdp")
+    calls, counted = iter(range(100)), Ranks.sum
+
+    def dying(self: Ranks, numbers: Any) -> Any:
+        if rank == 2 and next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return counted(self, numbers)
+
+    Ranks.sum = dying
+    create_magnitude_mask(model, 0.5, progress=False).save(Path(folder) / "ticket.safetensors")
+
+
+def test_a_rank_killed_while_counting_is_named_by_the_others(ranks, tmp_path):
+    before = create_magnitude_mask(mlp(), 0.25)
+    before.save(tmp_path / "ticket.safetensors")
+    with ranks.own(3) as world:
+        found = world.attempt(be_killed, str(tmp_path))
+    for survivor in (0, 1):
+        assert isinstance(found[survivor], DistributedError)
+        assert "no answer from rank 2," in str(found[survivor])
+    assert Mask.load(tmp_path / "ticket.safetensors") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["ticket.safetensors"]
