@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help venv data demo test test-all check docs bench reproduce clean
+.PHONY: help venv data browser demo test test-all check frozen docs bench reproduce clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,11 @@ venv: $(INSTALLED) ## Make or update .venv
 data: $(INSTALLED) ## Fetch the model and the text that demo and tests use (cached outside the tree)
 	$(BIN)/python scripts/data.py
 
+browser: ## Install Debian's chromium, in which tests look at reports, where it is missing and apt can bring it
+	@command -v chromium >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
+	else echo "chromium is missing: tests that look at reports will be skipped, and fail where CI is set"; fi
+
 demo: data ## Tickets of SmolLM2-135M, then early birds of two vision networks beside their controls
 	$(BIN)/lottery-tickets demo --output tickets
 	$(BIN)/lottery-tickets early-bird lenet-300-100 --data mnist -s 0.5 -s 0.8 --lr 0.1 --epochs 15 \
@@ -25,10 +30,10 @@ demo: data ## Tickets of SmolLM2-135M, then early birds of two vision networks b
 	$(BIN)/lottery-tickets early-bird batchnorm-cnn --data mnist -s 0.5 -s 0.8 --lr 0.05 --epochs 15 \
 		--controls --control-epochs 10 --plot --output tickets/cnn
 
-test: data ## Tests and documents' examples on two cores, about 7 minutes
+test: data browser ## Tests and documents' examples on two cores, about 7 minutes
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
 
-test-all: data ## Slow proofs too
+test-all: data browser ## Slow proofs too
 	$(BIN)/pytest -m ''
 
 check: $(INSTALLED) ## Format, lint, types, import directions, docstrings, documents
@@ -38,6 +43,9 @@ check: $(INSTALLED) ## Format, lint, types, import directions, docstrings, docum
 	$(BIN)/lint-imports
 	$(BIN)/pytest --quiet src
 	$(BIN)/mkdocs build --strict --quiet
+
+frozen: $(INSTALLED) ## Write down anew what the command line promises, after a change that is meant
+	$(BIN)/python scripts/frozen.py
 
 docs: $(INSTALLED) ## Serve the documents on localhost
 	$(BIN)/mkdocs serve

@@ -36,6 +36,7 @@ from lottery_tickets.cli._meter import metered
 from lottery_tickets.cli._windows import text_windows
 from lottery_tickets.errors import CheckpointError, EvaluationError
 from lottery_tickets.large_models import _weights, compute_weights_digest, load_tokenizer
+from schemas import check_schema
 
 WORDS = [f"w{index}" for index in range(60)]
 COMMANDS = (
@@ -51,6 +52,7 @@ COMMANDS = (
     "inspect",
     "apply",
     "plan",
+    "report",
     "demo",
 )
 
@@ -63,7 +65,9 @@ def succeed(*arguments: object) -> Any:
     """What the command prints with --json, which must be all of stdout."""
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
+    report = json.loads(result.stdout)
+    check_schema(str(arguments[0]), report)
+    return report
 
 
 def fail(*arguments: object) -> str:
@@ -737,7 +741,8 @@ def test_the_meter_sees_memory_that_is_gone_again() -> None:
 def test_overlap_equals_the_library(tickets: list[Path], method: str) -> None:
     report = succeed("overlap", *tickets, "--method", method)
     first, second = (Mask.load(path) for path in tickets)
-    assert report == lottery_tickets.compute_ticket_overlap(first, second, method)
+    expected = lottery_tickets.compute_ticket_overlap(first, second, method)
+    assert {name: report[name] for name in expected} == expected
     assert report["summary"]["total_intersection"] == second.kept  # tickets of one counting are nested
     assert f"{report['overall_overlap']:.6f}" in run("overlap", *tickets, "--method", method).stdout
 

@@ -5,6 +5,7 @@ are what it is made of, and a module imports only from the floors below its own:
 
     cli, utils                        the command line; helper names for those who look for them there
     integrations                      callbacks for the trainers of transformers and Lightning
+    reports                           runs, tickets, scores -> one HTML file; figures for papers
     verdict                           models, data, tickets -> is it a winning ticket? controls and statistics
     early_bird                        model, data -> the ticket, at the moment at which it has settled
     iterative_pruning                 model, data -> the ticket, after rounds of training, pruning and rewinding

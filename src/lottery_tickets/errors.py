@@ -107,6 +107,10 @@ class DistributedError(LotteryTicketError, RuntimeError):
     """Work of several processes that ended on all: one failed or has gone, or they do not do the same."""
 
 
+class ReportError(LotteryTicketError, ValueError):
+    """A report that cannot be made: nothing to report at a path, a file that is damaged, an unknown format."""
+
+
 class MissingExtraError(LotteryTicketError, ImportError):
     """A feature whose optional dependency is not installed."""
 

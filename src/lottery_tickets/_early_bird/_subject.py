@@ -13,7 +13,7 @@ from lottery_tickets._batches import inputs_of
 from lottery_tickets._early_bird._settings import Settings
 from lottery_tickets._structured import Drawing, Named, Ranking, Rule, normalised, units_of
 from lottery_tickets.magnitude_pruning import create_magnitude_mask
-from lottery_tickets.masks import Kind, Mask, Units, prunable_parameters, reshard
+from lottery_tickets.masks import Kind, Mask, ShardedMask, Units, prunable_parameters, reshard
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -47,15 +47,17 @@ class Weights:
         self._model, self._settings = model, settings
 
     def tensors(self) -> Tensors:
-        """The weights as they are now."""
-        # Asked for anew at every look: a user's training may put other parameters in the places of these, and
-        # modules in parts are whole after a forward pass.
+        """The weights, asked for anew each time.
+
+        A user's training may put others in their places, and modules in parts are whole after a forward pass.
+        """
         reshard(self._model)
         return prunable_parameters(self._model, self._settings.include, self._settings.exclude)
 
     def masks(self, tensors: Tensors, sparsities: Sequence[float]) -> list[Mask]:
-        """By magnitude, one threshold for all."""
-        return create_magnitude_mask(tensors, sparsities, progress=False, check_memory=False)
+        """By magnitude, one threshold for all; whole, an eighth of a byte a weight, as detectors take them."""
+        drawn: Any = create_magnitude_mask(tensors, sparsities, progress=False, check_memory=False)
+        return [mask.gathered() if isinstance(mask, ShardedMask) else mask for mask in drawn]
 
     def ticket(self, mask: Mask) -> Mask:
         """The mask itself."""

@@ -20,7 +20,7 @@ from lottery_tickets.detection import (
     MovementProbe,
     Verdict,
 )
-from lottery_tickets.masks import Mask, ShardedMask
+from lottery_tickets.masks import Mask
 from lottery_tickets.training import check_masks_alike
 
 # How verdicts on masks that cannot but agree begin.
@@ -149,9 +149,7 @@ class Watch:
         birds = [bird for bird in self._birds if not bird.settled]
         sparsities = [bird.sparsity for bird in birds]
         tensors = self._subject.tensors()
-        drawn: Any = self._subject.masks(tensors, sparsities)
-        # Detectors take masks whole, an eighth of a byte a weight.
-        masks = [mask.gathered() if isinstance(mask, ShardedMask) else mask for mask in drawn]
+        masks = self._subject.masks(tensors, sparsities)
         check_masks_alike(self._everyone, masks)
         movement = self._probe.update(tensors, sparsities)
         correlation = None if self._ranks is None else self._ranks.update(tensors)

@@ -61,8 +61,9 @@ def find_birds(
     if settings.structure is not None:
         with private_random_state():
             subject = Channels(model, settings.structure, next(order.epoch(0)))
-    masks_folder = Path(run_dir) / "masks" if save_masks and run_dir is not None else None
-    watch = Watch(subject, settings, masks_folder, ranks)
+    watch = Watch(
+        subject, settings, Path(run_dir) / "masks" if save_masks and run_dir is not None else None, ranks
+    )
     if recipe.trainer_fn is None and not any(parameter.requires_grad for parameter in model.parameters()):
         watch.look(epoch=0, step=0, train_loss=None, seconds=0.0, peak_bytes=peak_bytes(model))
         return watch.results(
@@ -106,13 +107,13 @@ def _check_sharded(settings: Settings, recipe: Recipe, run_dir: object) -> None:
             "run_dir holds whole models, and this one lies in parts on the ranks. Run without run_dir, or give "
             "the model before it is sharded."
         )
-    if settings.structure is not None or recipe.bn_l1:
-        raise TrainingError(
-            "structure and bn_l1 look at whole tensors, and this model lies in parts on the ranks. Give the model "
-            "before it is sharded."
-        )
     if settings.criterion == "rank_correlation":
         raise TrainingError(
             "criterion='rank_correlation' ranks whole tensors, and this model lies in parts on the ranks. Use "
             "'window' or 'queue'."
+        )
+    if settings.structure is not None or recipe.bn_l1:
+        raise TrainingError(
+            "structure traces whole models and bn_l1 sums whole scales, and this model lies in parts on ranks. "
+            "Leave them out, or give the model before it is sharded."
         )

@@ -11,6 +11,7 @@ from lottery_tickets.cli import (  # noqa: F401  # to register their commands
     _imp,
     _judge,
     _plan_memory,
+    _report,
     _score,
     _stability,
     _structured,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +13,8 @@ import typer
 app = typer.Typer(
     name="lottery-tickets",
     help="Find and judge lottery tickets: exact sparse masks for language models.",
-    epilog="Exit codes: 0 done, 1 an error (one line on stderr; --debug shows the traceback), 2 wrong usage.",
+    epilog="Exit codes: 0 done, 1 an error (one line on stderr; --debug shows the traceback), 2 wrong usage, "
+    "130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -31,6 +35,13 @@ def _root(
     ] = False,
 ) -> None:
     """Hold the options that come before a command."""
+
+
+def program() -> str:
+    """What the user types to run this command."""
+    if shutil.which("lottery-tickets"):
+        return "lottery-tickets"
+    return sys.argv[0] if Path(sys.argv[0]).name == "lottery-tickets" else "python -m lottery_tickets"
 
 
 def main() -> None:

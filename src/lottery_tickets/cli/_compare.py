@@ -31,8 +31,9 @@ from lottery_tickets.cli._computing import (
     StoreOption,
 )
 from lottery_tickets.cli._criteria import CRITERIA, HYBRIDS, Criterion, criterion_of
-from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval, write_json
+from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval
 from lottery_tickets.cli._spreads import ALLOCATIONS, Remainder, RemainderOption, Scope, Spread
+from lottery_tickets.cli._told import write_json
 
 if TYPE_CHECKING:
     from lottery_tickets.cli._comparison import Row
@@ -124,9 +125,9 @@ def compare(
     if existing and not force:
         raise FileExistsError(f"{', '.join(existing)}: there already; --force replaces.")
     if plot:
-        from lottery_tickets.cli._plot import check_plot
+        from lottery_tickets.reports import check_format
 
-        check_plot(plot)
+        check_format(plot, "--plot")
 
     from lottery_tickets.cli._comparison import Comparison
     from lottery_tickets.cli._windows import character_count
@@ -173,7 +174,7 @@ def compare(
         data["dense"] = row["quality"]["baseline"]
         data["rows"].append(row)
         if output:
-            write_json(output, data)
+            write_json(output, "compare", data)
     if plot:
         from lottery_tickets.cli._plot import write_plot
 

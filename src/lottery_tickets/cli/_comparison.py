@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from lottery_tickets._batches import BatchLoss, evaluating, measure
-from lottery_tickets._quality import ticket_quality
+from lottery_tickets._quality import TicketQuality, ticket_quality
 from lottery_tickets.cli._computing import Computing
 from lottery_tickets.cli._criteria import Criterion, compute_scores
 from lottery_tickets.cli._meter import Cost, metered
@@ -24,7 +24,6 @@ from lottery_tickets.masks import applied
 if TYPE_CHECKING:
     from torch import nn
 
-    from lottery_tickets._quality import TicketQuality
     from lottery_tickets.masks import Mask
 
 Batches = Sequence[Mapping[str, torch.Tensor]]

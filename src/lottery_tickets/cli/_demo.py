@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from lottery_tickets.cli._app import app
+from lottery_tickets.cli._app import app, program
 from lottery_tickets.cli._arguments import chosen_device, model_name
 from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval
 
@@ -127,11 +125,4 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
     first, last = data["tickets"][0]["path"], data["tickets"][-1]["path"]
     console.print("\nThe tickets are files; try")
     for line in (f"inspect {last}", f"overlap {first} {last}", f"apply {data['model']} {last} -o pruned"):
-        console.print(f"  {_program()} {line}", soft_wrap=True)
-
-
-def _program() -> str:
-    """What the user types to run this command."""
-    if shutil.which("lottery-tickets"):
-        return "lottery-tickets"
-    return sys.argv[0] if Path(sys.argv[0]).name == "lottery-tickets" else "python -m lottery_tickets"
+        console.print(f"  {program()} {line}", soft_wrap=True)

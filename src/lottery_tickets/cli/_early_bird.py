@@ -19,8 +19,9 @@ from lottery_tickets.cli._arguments import (
     IncludeOption,
     chosen_device,
 )
-from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval, write_json
+from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval
 from lottery_tickets.cli._subjects import TextOptions, check_names, subject_of
+from lottery_tickets.cli._told import write_json
 from lottery_tickets.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -142,16 +143,19 @@ def early_bird(
         raise typer.BadParameter("it trains in one process; call without torchrun", param_hint="--controls")
     sparsities = sorted(set(sparsity or (0.5,)))
     if plot:
-        from lottery_tickets.cli._distances import check_matplotlib
+        from lottery_tickets.reports import figure_class
 
-        check_matplotlib()
+        figure_class()
 
+    from lottery_tickets.cli._meter import resident_bytes
     from lottery_tickets.early_bird import compute_early_bird_tickets
+    from lottery_tickets.planning import plan_memory
     from lottery_tickets.training import LEARNING_RATES, SharedBatches, tensors_of
 
     rate = LEARNING_RATES[optimizer.value] if learning_rate is None else learning_rate
 
     where = chosen_device(device)
+    before = resident_bytes() if where.type == "cpu" else 0
     subject = subject_of(
         model,
         data,
@@ -164,41 +168,53 @@ def early_bird(
     )
     if controls and subject.test_data is None:
         raise typer.BadParameter("a text has no classes to be right about", param_hint="--controls")
-    initial = {name: one.clone() for name, one in tensors_of(subject.model).items()} if controls else {}
-    output.mkdir(parents=True, exist_ok=True)
-    results = compute_early_bird_tickets(
+    plan = plan_memory(
         subject.model,
-        SharedBatches(subject.train_data, session.group),
-        max_epochs=epochs,
-        check_interval=check_interval,
-        target_sparsity=sparsities,
-        convergence_threshold=threshold,
-        stability_window=window,
-        max_batch_size=max_batch_size,
-        learning_rate=rate,
-        criterion=criterion.value,
-        check_every_steps=check_every_steps,
+        "early-bird",
+        batch_size=batch_size,
+        sequence_length=context,
         optimizer=optimizer.value,
         momentum=momentum,
+        max_batch_size=max_batch_size,
+        criterion=criterion.value,
         include=include,
         exclude=exclude,
-        run_dir=output / "state",
-        seed=seed,
-        structure=None if structure is None else structure.value,
-        bn_l1=bn_l1,
-        progress=session.progress,
-        save_masks=plot,
-        process_group=session.group,
     )
-    tickets, pictures = [output / _name(result) for result in results], []
-    if session.first:
-        for path, result in zip(tickets, results, strict=True):
-            _save(path, subject, result, optimizer.value, seed)
-        pictures = [_drawn(output, result) for result in results] if plot else []
-    trained: dict[str, Trained] = {}
-    if controls:
-        recipe = {"epochs": control_epochs or epochs, "optimizer": optimizer.value, "learning_rate": rate}
-        trained = _controls(session, subject, initial, results, {**recipe, "momentum": momentum, "seed": seed})
+    initial = {name: one.clone() for name, one in tensors_of(subject.model).items()} if controls else {}
+    with session.run_in(output):
+        results = compute_early_bird_tickets(
+            subject.model,
+            SharedBatches(subject.train_data, session.group),
+            max_epochs=epochs,
+            check_interval=check_interval,
+            target_sparsity=sparsities,
+            convergence_threshold=threshold,
+            stability_window=window,
+            max_batch_size=max_batch_size,
+            learning_rate=rate,
+            criterion=criterion.value,
+            check_every_steps=check_every_steps,
+            optimizer=optimizer.value,
+            momentum=momentum,
+            include=include,
+            exclude=exclude,
+            run_dir=output / "state",
+            seed=seed,
+            structure=None if structure is None else structure.value,
+            bn_l1=bn_l1,
+            progress=session.progress,
+            save_masks=plot,
+            process_group=session.group,
+        )
+        tickets, pictures = [output / _name(result) for result in results], []
+        if session.first:
+            for path, result in zip(tickets, results, strict=True):
+                _save(path, subject, result, optimizer.value, seed)
+            pictures = [_drawn(output, result) for result in results] if plot else []
+        trained: dict[str, Trained] = {}
+        if controls:
+            recipe = {"epochs": control_epochs or epochs, "optimizer": optimizer.value, "learning_rate": rate}
+            trained = _controls(session, subject, initial, results, {**recipe, "momentum": momentum, "seed": seed})
     report = {
         "model": subject.name,
         "data": data,
@@ -206,9 +222,10 @@ def early_bird(
         "tickets": [str(path) for path in tickets],
         "pictures": [str(path) for path in pictures],
         "controls": trained,
+        "memory": {"plan": plan.as_dict(), "bytes_before": before},
     }
     if session.first:
-        write_json(output / "results.json", report)
+        write_json(output / "results.json", "early-bird", report)
     return Report(report, lambda console: _show(console, report))
 
 
@@ -231,31 +248,19 @@ def _save(path: Path, subject: Subject, result: EarlyBirdResults, optimizer: str
 
 
 def _drawn(output: Path, result: EarlyBirdResults) -> Path:
-    from lottery_tickets.cli._distances import draw_distances
     from lottery_tickets.masks import Mask
+    from lottery_tickets.reports import draw, figure_of_distances, masks_of_checks
 
-    sparsity = result["target_sparsity"]
-    looks = result["checkpoints"]
-    folder = output / "state" / "masks"
-    paths = [folder / f"check-{number:04d}-{sparsity}.safetensors" for number in range(len(looks))]
+    paths = masks_of_checks(output / "state", result)
     missing = next((path for path in paths if not path.exists()), None)
     if missing is not None:
         raise EvaluationError(
             f"{missing} is missing: this run began without --plot, and its masks were not kept. Give another -o."
         )
-    masks = [Mask.load(path) for path in paths]
-    labels = [
-        f"{look['step']}" if look["step"] and _within_epochs(looks) else f"{look['epoch']}" for look in looks
-    ]
-    path = output / f"distances-{sparsity}.png"
-    draw_distances(path, masks, labels, "step" if _within_epochs(looks) else "epoch", f"sparsity {sparsity}")
-    return path
-
-
-def _within_epochs(looks: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether checks lie closer than epochs."""
-    epochs = [look["epoch"] for look in looks]
-    return len(set(epochs)) < len(epochs)
+    masks = {moment: Mask.load(path) for path, moment in paths.items()}
+    picture = output / f"distances-{result['target_sparsity']}.png"
+    draw([figure_of_distances(masks, result)], picture, f"sparsity {result['target_sparsity']}")
+    return picture
 
 
 def _controls(

@@ -15,8 +15,9 @@ from lottery_tickets.cli._app import app
 from lottery_tickets.cli._arguments import DeviceOption, ExcludeOption, IncludeOption, chosen_device
 from lottery_tickets.cli._own import check_spelling
 from lottery_tickets.cli._plan import LENET, Plan
-from lottery_tickets.cli._rounds import report_of, show_rounds
-from lottery_tickets.cli._shell import Report, Session, command, write_json
+from lottery_tickets.cli._rounds import report_of, seeds_in_words, show_rounds
+from lottery_tickets.cli._shell import Report, Session, command
+from lottery_tickets.cli._told import write_json
 from lottery_tickets.vision import DATASETS, NETWORKS
 
 if TYPE_CHECKING:
@@ -196,9 +197,9 @@ def imp(
         raise typer.BadParameter(f"{init.value} is for lenet", param_hint="--init")
     fractions = _fractions(layer_fraction or [])
     if plot:
-        from lottery_tickets.cli._distances import check_matplotlib
+        from lottery_tickets.reports import figure_class
 
-        check_matplotlib()
+        figure_class()
 
     from lottery_tickets.cli._material import Material
     from lottery_tickets.training import LEARNING_RATES
@@ -236,13 +237,14 @@ def imp(
     found = _all_seeds(session, material, output, wanted, save_every=save_every)
     report = report_of(plan, output, found)
     if plot:
-        from lottery_tickets.cli._curves import draw_rounds
+        from lottery_tickets.reports import draw, figures_of_rounds
 
         report["picture"] = str(output / "curves.png")
         if session.first:
-            draw_rounds(output / "curves.png", report)
+            title = f"{report['network']} on {report['data']}, {seeds_in_words(report['seeds'])}"
+            draw(figures_of_rounds(report), output / "curves.png", title)
     if session.first:
-        write_json(output / "results.json", report)
+        write_json(output / "results.json", "imp", report)
     return Report(report, lambda console: show_rounds(console, report))
 
 
@@ -253,7 +255,7 @@ def _all_seeds(
     material.make_model(seeds[0])
     material.make_dataloaders(seeds[0])
     fractions = material.layer_fractions()
-    with _claimed(output, material.plan, session) as run:
+    with _claimed(output, material.plan, session) as run, session.run_in(output):
         found = {line["seed"]: line["results"] for line in run.lines}
         for number, seed in enumerate(seeds, 1):
             if seed in found:

@@ -36,6 +36,13 @@ class Cost:
     device_bytes: int | None
 
 
+def resident_bytes() -> int:
+    """Memory of this process that is resident now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def metered(work: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
     """Result and cost of a piece of work.
 

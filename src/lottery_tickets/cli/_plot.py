@@ -8,34 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lottery_tickets._atomic import replacing
-from lottery_tickets.errors import EvaluationError, MissingExtraError
+from lottery_tickets.reports import COLOURS, MARKERS, figure_class
 
 _COLUMNS = 4
-COLOURS = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#d55e00",
-    "#cc79a7",
-    "#56b4e9",
-    "#8a7700",
-    "#333333",
-)  # Okabe and Ito's
-_MARKERS = "osD^v<>Pp*hX"
 _BESIDE = 0.35  # of the distance between two sparsities: points of several criteria stand beside each other
-
-
-def check_plot(path: Path) -> None:
-    """Refuse, before anything is measured, what cannot be drawn.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        EvaluationError: A suffix that matplotlib does not know.
-    """
-    figure = figure_class()()
-    formats = sorted(figure.canvas.get_supported_filetypes())
-    if path.suffix.removeprefix(".").lower() not in formats:
-        raise EvaluationError(f"--plot {path}: the suffix names the format, one of {', '.join(formats)}.")
 
 
 def write_plot(path: Path, data: Mapping[str, Any]) -> None:
@@ -94,7 +70,7 @@ def _draw_panel(
             [row["quality"]["perplexity"] for row in mine],
             yerr=_errors(mine),
             color=COLOURS[turn % len(COLOURS)],
-            marker=_MARKERS[turn % len(_MARKERS)],
+            marker=MARKERS[turn % len(MARKERS)],
             markersize=4.5,
             linewidth=1.2,
             elinewidth=0.8,
@@ -130,11 +106,3 @@ def _errors(rows: list[Mapping[str, Any]]) -> list[list[float]] | None:
         [quality["perplexity"] - quality["perplexity_interval"][0] for quality in qualities],
         [quality["perplexity_interval"][1] - quality["perplexity"] for quality in qualities],
     ]
-
-
-def figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot") from error
-    return Figure

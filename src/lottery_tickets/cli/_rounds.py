@@ -97,16 +97,10 @@ def rewind_path(folder: Path, seed: int) -> Path:
     return folder / f"seed-{seed}" / "rewind" / "model.safetensors"
 
 
-def scores_of(report: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Names of the number to look at when stopped early and at the end, and what to call it."""
-    test = "test_" if report["measured_on"] == "test" else ""
-    if f"{test}accuracy" in report["rounds"][0]["numbers"]:
-        return f"early_stopping_{test}accuracy", f"{test}accuracy", f"{report['measured_on']} accuracy"
-    return f"early_stopping_{test}loss", "test_loss" if test else "eval_loss", f"{report['measured_on']} loss"
-
-
 def show_rounds(console: Console, report: Mapping[str, Any]) -> None:
     """The table of all densities."""
+    from lottery_tickets.reports import scores_of
+
     early, end, name = scores_of(report)
     seeds = report["seeds"]
     subject = f"{report['network']} on {report['data']}, {seeds_in_words(seeds)}"

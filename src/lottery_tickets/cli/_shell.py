@@ -6,15 +6,14 @@ A command is a function from a `Session` and its own arguments to a `Report`; it
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-import math
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO
@@ -24,7 +23,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from lottery_tickets.cli._app import program
 from lottery_tickets.cli._launched import is_first, launched, process_group
+from lottery_tickets.cli._settings import settings_in, settings_text, take_settings
+from lottery_tickets.cli._told import json_text, told
 from lottery_tickets.errors import DistributedError, LotteryTicketError, MemoryPlanError
 
 if TYPE_CHECKING:
@@ -45,21 +47,52 @@ MemoryOption = Annotated[
     bool, typer.Option("--no-memory-check", help="Go on where more memory is needed than is free.")
 ]
 
-_COMMON = {"json_": JsonOption, "quiet": QuietOption, "verbose": VerboseOption, "debug": DebugOption}
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Take options from a YAML file; those that are typed go before them.",
+        callback=take_settings,
+        is_eager=True,
+        show_default=False,
+    ),
+]
+PrintConfigOption = Annotated[
+    bool,
+    typer.Option("--print-config", help="Print all options as such a file, defaults included, and do nothing."),
+]
+
+# Each with its default.
+_COMMON: dict[str, tuple[Any, Any]] = {
+    "config": (ConfigOption, None),
+    "print_config": (PrintConfigOption, False),
+    "json_": (JsonOption, False),
+    "quiet": (QuietOption, False),
+    "verbose": (VerboseOption, False),
+    "debug": (DebugOption, False),
+}
+_INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 _PIPE_WIDTH = 120  # columns where there is no terminal to ask
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
     """How one run of the command talks to its user.
 
     Attributes:
         quiet: No progress and no notes.
+        command: Its name.
+        options: Every argument and option of the command's own, with its value.
         group: Processes that work on it together; None for this one alone.
+        resume: What to do to go on after an interruption; None where there is nothing to go on with.
     """
 
     quiet: bool
+    command: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
     group: ProcessGroup | None = None
+    resume: str | None = None
 
     @property
     def first(self) -> bool:
@@ -75,6 +108,19 @@ class Session:
         """A line on stderr, unless silenced."""
         if not self.quiet and self.first:
             typer.echo(text, err=True)
+
+    @contextmanager
+    def run_in(self, folder: Path) -> Iterator[None]:
+        """Have the options in the folder of a run, from which `--config` takes them to go on."""
+        if not self.first:
+            yield
+            return
+        with settings_in(folder, settings_text(self.command, self.options)) as path:
+            self.resume = (
+                f"{folder} holds what was finished; to go on:\n"
+                f"  {program()} {self.command} --config {shlex.quote(str(path))}"
+            )
+            yield
 
 
 @dataclass(frozen=True)
@@ -102,20 +148,33 @@ def command(
     def register(function: Callable[P, Report]) -> Callable[..., None]:
         @wraps(function)
         def run(
-            json_: bool, quiet: bool, verbose: bool, debug: bool, no_memory_check: bool = False, **arguments: Any
+            config: Path | None,
+            print_config: bool,
+            json_: bool,
+            quiet: bool,
+            verbose: bool,
+            debug: bool,
+            no_memory_check: bool = False,
+            **arguments: Any,
         ) -> None:
+            if print_config:
+                typer.echo(settings_text(name, arguments), nl=False)
+                return
+            session = Session(quiet, name, arguments)
             with (
                 _one_line_errors(debug),
+                _interruption(session),
                 _logging(verbose, debug),
                 _one_line_warnings(quiet or not is_first()),
                 _memory(unchecked=no_memory_check),
                 process_group(name, possible=on_ranks) as group,
             ):
-                report = function(Session(quiet, group), **arguments)  # type: ignore[arg-type]
+                session.group = group
+                report = function(session, **arguments)  # type: ignore[arg-type]
                 if not is_first():
                     return
                 if json_:
-                    typer.echo(json.dumps(strict(report.data), indent=2, ensure_ascii=False, allow_nan=False))
+                    typer.echo(json_text(told(name, report.data)))
                 else:
                     report.show(
                         Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False)
@@ -125,10 +184,10 @@ def command(
 
         signature = inspect.signature(function, eval_str=True)
         own = [parameter for key, parameter in signature.parameters.items() if key != "session"]
-        options = {**_COMMON, **({"no_memory_check": MemoryOption} if asks_memory else {})}
+        options = {**_COMMON, **({"no_memory_check": (MemoryOption, False)} if asks_memory else {})}
         common = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-            for key, annotation in options.items()
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for key, (annotation, default) in options.items()
         ]
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + common
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -185,6 +244,16 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
 
 
 @contextmanager
+def _interruption(session: Session) -> Iterator[None]:
+    """Exit code 130 and how to go on, where the user ends it by Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted: {session.resume}" if session.resume else "\ninterrupted", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+@contextmanager
 def _memory(*, unchecked: bool) -> Iterator[None]:
     """Whether operations ask for their memory before they start."""
     if not unchecked:
@@ -233,23 +302,3 @@ def _logging(verbose: bool, debug: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """A report as a file, whole or not at all."""
-    from lottery_tickets._atomic import replacing
-
-    with replacing(path) as temporary:
-        text = json.dumps(strict(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-
-
-def strict(value: Any) -> Any:
-    """The value as JSON's own types; numbers that JSON cannot write (NaN, infinity) become null."""
-    if isinstance(value, Mapping):
-        return {str(key): strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value

@@ -14,7 +14,8 @@ from lottery_tickets.cli._app import app
 from lottery_tickets.cli._arguments import DeviceOption, chosen_device
 from lottery_tickets.cli._plan import Plan
 from lottery_tickets.cli._rounds import RunArgument, checked_round, finished, mask_path, seeds_in_words
-from lottery_tickets.cli._shell import Report, Session, command, new_table, with_interval, write_json
+from lottery_tickets.cli._shell import Report, Session, command, new_table, with_interval
+from lottery_tickets.cli._told import write_json
 
 if TYPE_CHECKING:
     from lottery_tickets.cli._material import Material
@@ -94,9 +95,9 @@ def stability(
     curve goes to results.json in the same folder.
     """
     if plot:
-        from lottery_tickets.cli._distances import check_matplotlib
+        from lottery_tickets.reports import figure_class
 
-        check_matplotlib()
+        figure_class()
     plan = Plan.of(run)
     subject, own = "dense", range(seeds or _SEEDS)
     if round_ is not None:
@@ -109,16 +110,17 @@ def stability(
     material = Material(plan, chosen_device(device))
     wanted = _steps(material, steps)
     folder = output or run / "stability" / subject
-    found = _measured(
-        *(material, run, round_, wanted, list(own)),
-        run_dir=folder / "state",
-        points=points,
-        recompute_batchnorm=recompute_batchnorm,
-        metric=metric.value,
-        threshold=threshold,
-        confidence=confidence,
-        progress=session.progress,
-    )
+    with session.run_in(folder):
+        found = _measured(
+            *(material, run, round_, wanted, list(own)),
+            run_dir=folder / "state",
+            points=points,
+            recompute_batchnorm=recompute_batchnorm,
+            metric=metric.value,
+            threshold=threshold,
+            confidence=confidence,
+            progress=session.progress,
+        )
     told = {
         "network": plan.network_name,
         "data": plan.data_name,
@@ -129,10 +131,11 @@ def stability(
         "picture": str(folder / "curve.png") if plot else None,
     }
     if plot:
-        from lottery_tickets.cli._curves import draw_barriers
+        from lottery_tickets.reports import draw, figure_of_barriers
 
-        draw_barriers(folder / "curve.png", told)
-    write_json(folder / "results.json", told)
+        title = f"{told['network']} on {told['data']}, {subject}, {seeds_in_words(list(own))}"
+        draw([figure_of_barriers(told)], folder / "curve.png", title)
+    write_json(folder / "results.json", "stability", told)
     return Report(told, lambda console: _show(console, told))
 
 

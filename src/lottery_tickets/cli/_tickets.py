@@ -85,6 +85,7 @@ def apply(
     if "weights_digest" in mask.metadata:
         digest = compute_weights_digest(folder)
         check_weights(session, model, digest, {ticket: mask}, other_weights=other_weights)
+    session.resume = "the same command goes on with the weight files that are missing"
     result = prune_checkpoint(folder, mask, output, progress=session.progress)
     data = {"model": model, "ticket": str(ticket), **result}
     return Report(data, lambda console: _show_pruned(console, data))

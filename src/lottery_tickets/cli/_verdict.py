@@ -14,7 +14,8 @@ from lottery_tickets.cli._app import app
 from lottery_tickets.cli._arguments import DeviceOption, chosen_device
 from lottery_tickets.cli._plan import Plan
 from lottery_tickets.cli._rounds import RunArgument, checked_round, finished, mask_path, rewind_path
-from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval, write_json
+from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval
+from lottery_tickets.cli._told import write_json
 
 if TYPE_CHECKING:
     from lottery_tickets.verdict import Control, TicketVerdict
@@ -87,16 +88,17 @@ def verdict(
     chosen, folder = _seeds(report, seeds), run / "verdict" / f"round-{place:02d}"
     if len(report["seeds"]) == 1:
         folder = folder.with_name(f"{folder.name}-seed-{chosen[0]}")
-    judged = _judged(
-        session,
-        *(plan, run, report, place, chosen, folder),
-        device=device,
-        controls=names,
-        margin=margin,
-        confidence=confidence,
-        metric=None if metric is None else metric.value,
-        judged_at=judged_at.value.replace("-", "_"),
-    )
+    with session.run_in(folder):
+        judged = _judged(
+            session,
+            *(plan, run, report, place, chosen, folder),
+            device=device,
+            controls=names,
+            margin=margin,
+            confidence=confidence,
+            metric=None if metric is None else metric.value,
+            judged_at=judged_at.value.replace("-", "_"),
+        )
     told = {
         "network": plan.network_name,
         "data": plan.data_name,
@@ -107,7 +109,7 @@ def verdict(
         "start": _start(report),
         "trainings": [_without_evaluations(one) for one in judged["trainings"]],
     }
-    write_json(folder / "results.json", told)
+    write_json(folder / "results.json", "verdict", told)
     return Report(told, lambda console: _show(console, told))
 
 

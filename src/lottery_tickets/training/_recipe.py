@@ -125,8 +125,8 @@ class Recipe:
             nonfinite=self.nonfinite,
             max_skipped=self.max_skipped,
             announce=partial(self._tell_memory, model, checkpointing),
-            penalty=scale_penalty(model, self.bn_l1),
             ranks=ranks,
+            penalty=scale_penalty(model, self.bn_l1),
         )
 
     def _tell_memory(self, model: nn.Module, checkpointing: bool, batch: Any) -> None:

@@ -90,9 +90,9 @@ class Trainer:
         nonfinite: "stop" raises at the first batch whose loss or gradient is not finite; "skip" leaves it out.
         max_skipped: Share of the batches that may be left out, one being allowed in any case.
         announce: Called with the first batch before it is trained on.
-        penalty: Added to the loss of each update, once, and to no loss that is told.
         ranks: Processes with the same weights, each of which is given a batch of its own at every step; the update
             is that of all of them as one batch. None for this process alone.
+        penalty: Added to the loss of each update, once, and to no loss that is told.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class Trainer:
         nonfinite: Nonfinite = "stop",
         max_skipped: float = 0.01,
         announce: Callable[[Any], None] | None = None,
-        penalty: Callable[[], torch.Tensor] | None = None,
         ranks: Ranks | None = None,
+        penalty: Callable[[], torch.Tensor] | None = None,
     ) -> None:
         self.progress = Progress()
         self.optimizer = optimizer
@@ -311,7 +311,7 @@ class Trainer:
         # A last piece that has nothing to add still makes the update by the others.
         loss = self._nothing() if graph is None else graph / units
         if self._penalty is not None:
-            loss = loss + self._penalty() / self._ranks.size  # gradients are summed over ranks
+            loss = loss + self._penalty() / self._ranks.size  # gradients of all ranks are added up
         self.optimizer.backward(loss)
         if self.optimizer.nonfinite:
             moved = self.optimizer.moved

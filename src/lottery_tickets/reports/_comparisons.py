@@ -1,0 +1,133 @@
+"""Tickets judged on a text: criteria beside each other, evaluations, the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lottery_tickets.reports._content import Axis, Cell, Curves, Fact, Figure, Level, Line, Point, Section, Table
+from lottery_tickets.reports._numbers import duration, memory, percent, plain
+
+Results = Mapping[str, Any]
+
+_SPARSITY = Axis("sparsity", spelling=percent, percent=True)
+
+
+def figures_of_comparison(results: Results) -> list[Figure]:
+    """Perplexity over sparsity: a figure for each spread, a line for each criterion.
+
+    Args:
+        results: What `compare` reports.
+    """
+    spreads = list(dict.fromkeys(row["spread"] for row in results["rows"]))
+    return [
+        _perplexities(
+            f"perplexity-{number}",
+            f"Perplexity over sparsity: {spread}",
+            _by_criterion([row for row in results["rows"] if row["spread"] == spread]),
+            results,
+        )
+        for number, spread in enumerate(spreads, 1)
+    ]
+
+
+def section_of_comparison(results: Results, source: str) -> Section:
+    """Criteria beside each other."""
+    rows = [
+        [
+            Cell(row["criterion"]),
+            Cell(row["spread"]),
+            _cell(row["quality"]["sparsity"], percent),
+            _with_interval(row["quality"]["perplexity"], row["quality"]["perplexity_interval"]),
+            _with_interval(row["quality"]["performance_retention"], row["quality"]["retention_interval"]),
+            _cell(row["seconds_scoring"] + row["seconds_drawing"], duration),
+            _cell(row["peak_bytes"] if row["peak_device_bytes"] is None else row["peak_device_bytes"], memory),
+        ]
+        for row in results["rows"]
+    ]
+    finite = [row for row in results["rows"] if row["quality"]["perplexity"] is not None]
+    best = min(finite, key=lambda row: row["quality"]["perplexity"], default=None)
+    headings = ["criterion", "spread", "sparsity", "perplexity", "retention", "scoring and drawing", "peak memory"]
+    return Section(
+        title=f"{results['model']} on {Path(results['text']).name}",
+        kind="comparison of criteria",
+        source=source,
+        conclusion=""
+        if best is None
+        else f"The least perplexity of a ticket is {plain(best['quality']['perplexity'])}, by {best['criterion']} "
+        f"at sparsity {percent(best['quality']['sparsity'])} ({best['spread']}).",
+        reason=f"The dense model has {plain(results['dense']['perplexity'])} on the same windows.",
+        facts=[
+            Fact("dense perplexity", plain(results["dense"]["perplexity"])),
+            Fact("windows", plain(results["windows"])),
+            Fact("tokens a window", plain(results["context"])),
+        ],
+        figures=figures_of_comparison(results),
+        tables=[Table("Tickets", headings, rows)],
+        configuration={
+            name: value for name, value in results.items() if name not in ("rows", "dense", "schema", "made_with")
+        },
+        versions=results.get("made_with", {}),
+    )
+
+
+def section_of_demo(results: Results, source: str) -> Section:
+    """Tickets beside random masks."""
+    found = {
+        name: [
+            (row[kind]["sparsity"], row[kind]["perplexity"], row[kind]["perplexity_interval"])
+            for row in results["tickets"]
+        ]
+        for name, kind in (("ticket", "ticket"), ("random mask", "random"))
+    }
+    return Section(
+        title=f"{Path(results['model']).name} on {Path(results['text']).name}",
+        kind="tickets beside chance",
+        source=source,
+        facts=[Fact("dense perplexity", plain(results["dense"]["perplexity"]))],
+        figures=[_perplexities("perplexity", "Perplexity over sparsity", found, {"confidence": 0.95, **results})],
+        configuration={name: results[name] for name in ("model", "text", "windows", "context", "seed")},
+        versions=results.get("made_with", {}),
+    )
+
+
+Measured = Mapping[str, Sequence[tuple[float, float | None, Sequence[float] | None]]]
+
+
+def _by_criterion(rows: Sequence[Mapping[str, Any]]) -> Measured:
+    found: dict[str, list[tuple[float, float | None, Sequence[float] | None]]] = {}
+    for row in sorted(rows, key=lambda row: row["quality"]["sparsity"]):
+        quality = row["quality"]
+        found.setdefault(row["criterion"], []).append(
+            (quality["sparsity"], quality["perplexity"], quality["perplexity_interval"])
+        )
+    return found
+
+
+def _perplexities(slug: str, title: str, found: Measured, results: Results) -> Curves:
+    lines = [
+        Line(name, [Point(x, y, *(interval or (None, None))) for x, y, interval in values if y is not None])
+        for name, values in found.items()
+    ]
+    return Curves(
+        slug,
+        title,
+        f"On {plain(results['windows'])} windows of {plain(results['context'])} tokens. Bands: "
+        f"{results['confidence']:.0%} intervals over windows. Less is better.",
+        _SPARSITY,
+        Axis("perplexity", scale="log"),
+        lines,
+        [Level(results["dense"]["perplexity"], "dense")],
+    )
+
+
+def _cell(value: float | None, spelling: Any) -> Cell:
+    return Cell("") if value is None else Cell(spelling(value), float(value))
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> Cell:
+    if value is None:
+        return Cell("not finite")
+    between = "" if interval is None else f" [{plain(interval[0])}, {plain(interval[1])}]"
+    return Cell(plain(value) + between, value)

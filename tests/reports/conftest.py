@@ -1,0 +1,85 @@
+"""Runs to report on, with names that mean harm, and a browser to look at the page with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lottery_tickets import Mask
+from lottery_tickets._score_files import write_scores
+from reporting import HOSTILE, MODULE
+from test_cli import run
+
+_FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+@pytest.fixture(scope="session")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `imp` over two seeds, judged and looked through; its first layer is called HOSTILE."""
+    place = tmp_path_factory.mktemp("runs")
+    (place / "hostile.py").write_text(MODULE, encoding="utf-8")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        torch.set_num_threads(1)
+        quick = ("--rounds", 2, "--target", 0.75, "--epochs", 2, "--lr", 0.05, "--save-every", 1000, "--seeds", 2)
+        _done("imp", "--model", "hostile:Net", "--data", "hostile:loaders", *quick, "-o", "pruned")
+        _done("verdict", "pruned", "--controls", "dense,random_reinit,random_mask")
+        _done("stability", "pruned", "--steps", "0,4", "--seeds", 2, "--points", 3)
+        torch.set_num_threads(threads)
+        patch.delitem(sys.modules, "hostile")
+    return place / "pruned"
+
+
+@pytest.fixture(scope="session")
+def ticket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ticket of many tensors, the first of which is called HOSTILE."""
+    path = tmp_path_factory.mktemp("tickets") / "many.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    names = [f"{HOSTILE}.weight", *(f"layers.{number}.weight" for number in range(1, 24))]
+    density = {name: (place + 1) / 25 for place, name in enumerate(names)}
+    mask = Mask.from_tensors({name: torch.rand(8, 4, generator=generator) < density[name] for name in names})
+    mask.save(path, metadata={"criterion": HOSTILE})
+    return path
+
+
+@pytest.fixture(scope="session")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores of two tensors."""
+    path = tmp_path_factory.mktemp("scores") / "fisher.safetensors"
+    found = {HOSTILE: torch.arange(6.0).reshape(2, 3), "none": torch.ones(0, 3)}
+    write_scores(path, found, {"criterion": "fisher"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, without a network of its own."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        problem = "chromium is not installed; `make browser` does that on Debian, as root"
+        if os.environ.get("CI"):
+            pytest.fail(problem)
+        pytest.skip(problem)
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, headless=True, args=list(_FLAGS))
+        yield opened
+        opened.close()
+
+
+def _done(*arguments: object) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
