@@ -51,6 +51,8 @@ COMMANDS = (
     "overlap",
     "inspect",
     "apply",
+    "unit-mask",
+    "extract",
     "plan",
     "report",
     "demo",

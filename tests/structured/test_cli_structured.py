@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from lottery_tickets import Mask, applied, create_magnitude_mask
 from lottery_tickets.cli import app
+from schemas import check_schema
 from unit_networks import llama, tokens
 
 
@@ -20,7 +21,9 @@ def run(*arguments):
 def succeed(*arguments):
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
+    found = json.loads(result.stdout)
+    check_schema(arguments[0], found)
+    return found
 
 
 @pytest.fixture

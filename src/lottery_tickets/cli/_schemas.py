@@ -233,6 +233,72 @@ class ApplyResults(PrunedCheckpoint):
     ticket: str
 
 
+class LayerOfUnits(TypedDict):
+    """Units of one layer.
+
+    Attributes:
+        units: How many there are.
+        kept: How many stay.
+    """
+
+    units: int
+    kept: int
+
+
+class UnitMaskResults(TypedDict):
+    """A ticket of whole units.
+
+    Attributes:
+        path: Of the file.
+        base_model: What the model is called.
+        weights_digest: Of its weights.
+        criterion: What units were ranked by.
+        unit: "head", "neuron" or "channel".
+        count: What the sparsity is a share of: "units" or "parameters".
+        allocation: How removals are spread over layers: "uniform" or "global".
+        target_sparsity: As asked.
+        parameters_removed: Weights, biases and scales that go with the units.
+        layers: Module that makes the units, to how many there are.
+        digest: Of the mask: sha256 over its bits and names.
+    """
+
+    path: str
+    base_model: str
+    weights_digest: str
+    criterion: str
+    unit: str
+    count: str
+    allocation: str
+    target_sparsity: str
+    parameters_removed: int
+    layers: dict[str, LayerOfUnits]
+    digest: str
+
+
+class ExtractResults(TypedDict):
+    """A smaller dense model.
+
+    Attributes:
+        model: What it was extracted from.
+        ticket: The file.
+        output: The new folder.
+        parameters_before: Of the dense model.
+        parameters: Of the smaller one.
+        share_left: The second over the first.
+        onnx: Whether the folder holds a model.onnx.
+        copied: Files that were copied as they are, such as the tokenizer's.
+    """
+
+    model: str
+    ticket: str
+    output: str
+    parameters_before: int
+    parameters: int
+    share_left: float
+    onnx: bool
+    copied: list[str]
+
+
 class FoundTicket(TypedDict):
     """A search of one sparsity.
 
@@ -608,6 +674,8 @@ SCHEMAS: dict[str, type] = {
     "compare": CompareResults,
     "inspect": InspectResults,
     "apply": ApplyResults,
+    "unit-mask": UnitMaskResults,
+    "extract": ExtractResults,
     "early-bird": EarlyBirdRun,
     "imp": ImpRun,
     "verdict": VerdictRun,
