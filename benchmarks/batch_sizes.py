@@ -7,6 +7,7 @@ The tests hold the page against the library.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lottery_tickets.planning._models import shapes_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "batch-sizes.md"
 MODELS = ("SmolLM2-135M", "Qwen2.5-0.5B", "Qwen2.5-1.5B", "Llama-3.2-3B", "Llama-3.1-8B", "Qwen2.5-14B")
+RESULTS = Path(__file__).parent / "results"
 DEVICES = ("24GB", "80GB")
 LARGE, LENGTH, BATCH = "Qwen2.5-14B", 512, 2
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -36,6 +38,19 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "early-bird, AdamW, all gradients held (torch's own)": ("early-bird", {"optimizer": "torch adamw"}),
     "iterative, SGD, rewinding point in `run_dir`": ("iterative", {"run_dir": True}),
 }
+# What was measured, in the words of these tables.
+MEASURED = {
+    "mask": "magnitude mask, model loaded",
+    "quality": "quality of a ticket",
+    "fisher": "Fisher",
+    "early-bird": "early-bird, SGD",
+    "iterative": "iterative, SGD, rewinding point in memory",
+}
+STEPS = {
+    "sgd": "a training step, SGD",
+    "adamw": "a training step, AdamW",
+    "torch adamw": "a training step, AdamW, all gradients held (torch's own)",
+}
 
 
 def page() -> str:
@@ -44,8 +59,8 @@ def page() -> str:
     return f"""# Batch sizes
 
 Written by `python benchmarks/batch_sizes.py` from [`plan_memory`](memory.md): predictions for weights in bfloat16
-on a device of its own, {LENGTH} tokens in a sample. Nothing here was run; [Measurements](measurements.md) has what
-was.
+on a device of its own, {LENGTH} tokens in a sample. There was no accelerator to run them on; what was run on a CPU
+stands further down.
 
 ## The largest batch
 
@@ -66,7 +81,17 @@ Bytes in all, {BATCH} x {LENGTH} tokens:
 {BATCH} x {LENGTH} tokens. Masks and sums of scores lie in the machine's own memory.
 
 {methods_table(models[LARGE])}
-"""
+
+## What was run of it
+
+On a CPU, each in a fresh process: bytes predicted and measured, and how far the prediction is off. Holes that the
+CPU's allocator leaves between states and gradients of different sizes are no part of predictions.
+
+{measured_table()}
+
+## Item by item, from 135M to 14B
+
+{items_tables(models)}"""
 
 
 def batches_table(models: dict[str, nn.Module]) -> str:
@@ -100,6 +125,58 @@ def methods_table(model: nn.Module) -> str:
         cells += ["yes" if plan.fits else "no", shown(sum(plan.host.values()) if on_device else plan["total"])]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def measured_table() -> str:
+    """Predictions beside peaks, of the same operations on smaller models, and of the one that was run in full."""
+    lines = [
+        "| operation | model | tokens | predicted | measured | off by |",
+        "| --- | --- | ---: |" + " ---: |" * 3,
+    ]
+    disk, plans, steps = (results_of(name) for name in ("streaming", "memory_plan", "early_bird_memory"))
+    rows: list[tuple[str, str, str, float, float]] = [
+        (
+            "magnitude mask, from the checkpoint's folder",
+            f"shape of {LARGE}, bfloat16",
+            "",
+            disk["planned_bytes"]["create_magnitude_mask"],
+            disk["anonymous_bytes"],
+        )
+    ]
+    for row in plans["rows"]:
+        if row["model"] == "SmolLM2-360M":
+            tokens = f"{plans['batch']} x {plans['length']}"
+            name = MEASURED[row["operation"]]
+            rows.append((name, "SmolLM2-360M, float32", tokens, row["predicted_bytes"], row["peak_bytes"]))
+    for row in steps["rows"]:
+        if row["way"] in STEPS:
+            model = f"Llama-shaped, {steps['weights'] / 1e9:.2f}B, {row['dtype']}"
+            rows.append((STEPS[row["way"]], model, str(row["tokens"]), row["predicted_bytes"], row["peak_bytes"]))
+    for name, model, tokens, predicted, peak in rows:
+        cells = f"{shown(round(predicted))} | {shown(round(peak))} | {predicted / peak - 1:+.1%}"
+        lines.append(f"| {name} | {model} | {tokens} | {cells} |")
+    return "\n".join(lines)
+
+
+def items_tables(models: dict[str, nn.Module]) -> str:
+    """A table for each of some ways, a row for each model."""
+    tables = []
+    for way in ("quality of a ticket", "Fisher", "early-bird, SGD", "early-bird, AdamW"):
+        items = ("weights", "gradients", "optimizer", "activations", "logits", "temporaries", "total")
+        lines = [f"{way}:", "", "| model | " + " | ".join(items) + " |", "| --- |" + " ---: |" * len(items)]
+        for name, model in models.items():
+            plan = planned(model, WAYS[way], batch_size=BATCH)
+            lines.append(
+                f"| {name} | " + " | ".join(shown(plan[item]) if plan[item] else "" for item in items) + " |"
+            )
+        tables.append("\n".join(lines) + "\n")
+    return "\n".join(tables)
+
+
+def results_of(name: str) -> dict[str, Any]:
+    """What a benchmark wrote."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def planned(model: nn.Module, what: tuple[str, dict[str, Any]], **options: Any) -> MemoryPlan:

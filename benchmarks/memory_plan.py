@@ -6,8 +6,8 @@ Random weights in float32 at the shapes of small decoders, on the CPU. A peak is
 loaded model, plus the bytes of its weights, so that both sides speak of the same total; code and its libraries,
 loaded by the same operation on a tiny model beforehand, do not count. Bar: predictions within 10% of the mean of
 some processes. Of other architectures activations are an estimate from a run on the meta device; how good it is
-`--others` measures, without a bar. `--model` measures one of the models. Rows of others in the results stay as
-they are. `--predict` measures nothing and predicts anew beside the peaks that are there.
+`--others` measures, in one process each and without a bar. `--model` measures one of the models. Rows of others in
+the results stay as they are. `--predict` measures nothing and predicts anew beside the peaks that are there.
 """
 
 from __future__ import annotations
@@ -188,7 +188,9 @@ def main() -> None:
         console.print(table(predict_again(path)))
         return
     names = [arguments.model] if arguments.model else list(OTHERS) if arguments.others else MODELS
-    rows = [row for name in names for row in measured(name, 1 if arguments.quick else PROCESSES)]
+    rows = [
+        row for name in names for row in measured(name, 1 if arguments.quick or arguments.others else PROCESSES)
+    ]
     console.print(table(rows))
     if arguments.quick:
         return

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -47,6 +48,8 @@ SHAPES = {
 }
 FULL = 14.0
 SPARSITY = 0.9
+# How the library guesses a threshold: so many weights, and so many standard deviations of their rank either way.
+SAMPLE, SIGMAS = 1 << 20, 6
 SHARD = 4_000_000_000
 BLOCK = 1 << 22
 READ = "read twice"
@@ -308,6 +311,29 @@ def planned(folder: Path) -> dict[str, int]:
     return {DRAW: draws["total"], APPLY: applies["total"] - applies["mask"]}
 
 
+def one_read(folder: Path, numel: int) -> dict[str, float]:
+    """What would have to be kept aside for bits to be written in the pass that counts.
+
+    A sample as large as the library's guesses the rank to `SIGMAS` standard deviations either way. Of each
+    magnitude in that bracket, and there is no narrower one than a single pattern, all places would be kept: as
+    distances from one to the next in 16 bits each.
+    """
+    from lottery_tickets.large_models import map_weights
+
+    with map_weights(folder) as weights:
+        tensors = [tensor.reshape(-1) for tensor in weights.tensors.values()]
+        share = SAMPLE / sum(tensor.numel() for tensor in tensors)
+        # One stretch from the middle of each: neighbours are as random as any here.
+        taken = [
+            tensor[(half := tensor.numel() // 2) : half + round(tensor.numel() * share)] for tensor in tensors
+        ]
+        patterns = torch.cat(taken).view(torch.int16).bitwise_and(0x7FFF).sort().values
+    ties = float((patterns == patterns[int(SPARSITY * len(patterns))]).float().mean())
+    bracket = 2 * SIGMAS * math.sqrt(SPARSITY * (1 - SPARSITY) / len(patterns))
+    magnitudes = math.ceil(bracket / ties) + 1
+    return {"ties_share": ties, "magnitudes": magnitudes, "aside_bytes": magnitudes * ties * numel * 2}
+
+
 def told(folder: Path, billions: float, middle: dict[str, Any]) -> dict[str, Any]:
     """A round's figures, and what they say."""
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -323,6 +349,7 @@ def told(folder: Path, billions: float, middle: dict[str, Any]) -> dict[str, Any
         "anonymous_bytes": middle[DRAW]["anonymous_peak"] - middle[DRAW]["anonymous_before"],
         "anonymous_bar": packed + ALLOWED_ANONYMOUS,
         "planned_bytes": planned(folder),
+        "one_read": one_read(folder, middle[DRAW]["numel"]),
         "once_ratio": 2 * middle[DRAW]["seconds"] / middle[READ]["seconds"],
         "read_ratio": middle[DRAW]["bytes_read"] / size,
         "time_ratios": {

@@ -549,6 +549,7 @@ MEASURE = (
     + """
 import torch
 from lottery_tickets import compute_instability
+from lottery_tickets.planning import free_memory
 torch.set_num_threads(1)
 width = 1024
 def network(depth):
@@ -563,6 +564,7 @@ def analyse(depth):
     compute_instability(
         lambda _: network(depth), train, [0, 1], [0, 1], dataloader=batch, metric="loss", progress=False
     )
+free_memory()  # loads what looks at it
 analyse(1)  # fills torch's own caches
 before = peak()
 analyse(16)

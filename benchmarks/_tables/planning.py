@@ -15,16 +15,16 @@ CPU, random weights, the head tied to the embedding; each peak is the mean of {m
 that had run the same on a tiny model. Both sides count the weights and leave out torch's code. The bar is
 {memory["bar"]:.0%}.
 
-{plans_table(memory)}
+{plans_table(memory["rows"])}
 
 {machine_line(memory)}
 """
 
 
-def plans_table(results: Results) -> str:
+def plans_table(rows: list[Results]) -> str:
     """A row for each model and operation."""
     lines = ["| model | operation | predicted | peak | off by |", "| --- | --- | ---: | ---: | ---: |"]
-    for row in results["rows"]:
+    for row in rows:
         cells = [
             row["model"],
             row["operation"],

@@ -2,68 +2,72 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
-import lottery_tickets
-from lottery_tickets import Mask, validate_pruning_correctness
+from lottery_tickets import Mask, validate_pruning_correctness, vision
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TOY = ("--epochs", "2", "--samples", "240", "--output", "ticket")
-RESULT = r"^ticket of sparsity 0\.50: test accuracy (0\.\d+), 0 pruned weights are not zero$"
+RESULT = r"^ticket of sparsity 0\.50: test accuracy (\d\.\d+), 0 pruned weights are not zero$"
 
 
-def run_accelerate(folder: Path, *options: str) -> str:
-    """What the script prints, in a process of its own: accelerate keeps what it was first set up with."""
-    source = str(Path(lottery_tickets.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "accelerate_loop.py", "--cpu", *TOY, *options],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In an empty folder, and without what accelerate keeps of its first use in a process."""
+    monkeypatch.chdir(tmp_path)
+    states = AcceleratorState, GradientState
+    for state in states:
+        state._reset_state()
+    yield
+    for state in states:
+        state._reset_state()
 
 
-def run_lightning(*options: str) -> None:
-    runpy.run_path(str(EXAMPLES / "lightning_ticket.py"))["main"](["--accelerator", "cpu", *TOY, *options])
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise in the place of MNIST."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(240, 1, 28, 28, generator=generator), torch.arange(240) % 10
+    monkeypatch.setattr(vision, "mnist", lambda: vision.Images(inputs, labels, inputs[:50], labels[:50]))
 
 
-def test_accelerate(mnist, tmp_path):
-    text = run_accelerate(tmp_path)
+def run(name: str, *options: str) -> None:
+    runpy.run_path(str(EXAMPLES / name))["main"](["--output", "ticket", *options])
+
+
+def test_accelerate(few_images: Any, capsys: Any) -> None:
+    run("accelerate_loop.py", "--cpu", "--epochs", "2")
+    text = capsys.readouterr().out
     assert re.findall(r"^epoch (\d): ", text, re.M) == ["0", "1", "2"]
     assert re.search(RESULT, text, re.M)
-    ticket = Mask.load(tmp_path / "ticket" / "ticket.safetensors")
+    ticket = Mask.load("ticket/ticket.safetensors")
     assert ticket.sparsity == 0.5
-    assert validate_pruning_correctness(tmp_path / "ticket", ticket)["valid"]
+    assert validate_pruning_correctness("ticket", ticket)["valid"]
 
 
-def test_lightning(mnist, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    run_lightning()
+def test_lightning(few_images: Any, capsys: Any) -> None:
+    run("lightning_ticket.py", "--accelerator", "cpu", "--epochs", "2")
     text = capsys.readouterr().out
     assert "at the last check 2 of 5 last distances are below 0.1" in text
     assert re.search(RESULT, text, re.M)
-    (checkpoint,) = (tmp_path / "ticket").glob("**/version_1/checkpoints/*.ckpt")
+    (checkpoint,) = Path("ticket").glob("**/version_1/checkpoints/*.ckpt")
     saved = torch.load(checkpoint, weights_only=True)
     assert len(saved["callbacks"]["HoldMaskCallback{'module': 'net'}"]["digest"]) == 64
 
 
 @pytest.mark.slow
-def test_tickets_of_the_examples_settle_and_train(mnist, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    enough = ("--samples", "2000", "--epochs", "12")
-    run_lightning(*enough)
-    for text in (capsys.readouterr().out, run_accelerate(tmp_path, *enough)):
-        assert "settled: 5 of 5 last distances are below 0.1" in text
-        assert float(re.search(RESULT, text, re.M)[1]) > 0.85
+@pytest.mark.parametrize(
+    "script", [("accelerate_loop.py", "--cpu"), ("lightning_ticket.py", "--accelerator", "cpu")], ids=str
+)
+def test_tickets_of_the_examples_settle_and_train(mnist: Any, capsys: Any, script: tuple[str, ...]) -> None:
+    run(*script, "--samples", "2000", "--epochs", "12")
+    text = capsys.readouterr().out
+    assert "settled: 5 of 5 last distances are below 0.1" in text
+    assert float(re.search(RESULT, text, re.M)[1]) > 0.85

@@ -9,10 +9,10 @@ import pytest
 from killing import Killer
 
 # Functions in which they are killed, and the event in them before which that happens: while a mask is drawn, while
-# its state is written or handed to the checkpoint, and inside a step of the trainer.
+# its state is written, inside a step of the trainer.
 MOMENTS = {
-    "tune": {"look": 45, "write": 60, "training_step": 40},
-    "fit": {"look": 45, "_state": 5, "training_step": 30},
+    "tune": {"look": 45, "write": 60},
+    "fit": {"look": 45, "training_step": 30},
 }
 
 

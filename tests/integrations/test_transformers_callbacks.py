@@ -145,6 +145,7 @@ def test_a_settled_bird_is_saved_with_a_checkpoint_and_stops_a_second_call(tmp_p
     assert [one["step"] for one in again.results["checkpoints"]] == list(range(step + 1))
 
 
+@pytest.mark.slow
 def test_states_are_kept_for_the_checkpoints_there_are(tmp_path):
     options = {"max_steps": 12, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 2}
     bird = EarlyBirdCallback(0.9, check_every_steps=2, stop=False)
@@ -161,6 +162,7 @@ def test_states_are_kept_for_the_checkpoints_there_are(tmp_path):
     assert again.ticket == bird.ticket
 
 
+@pytest.mark.slow
 def test_an_epoch_end_whose_check_a_kill_has_cut_off_is_looked_at_when_training_goes_on(tmp_path):
     """The checkpoint of an epoch's last step is written before the epoch ends."""
     options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
@@ -192,6 +194,7 @@ def test_a_folder_that_has_gone_begins_anew_and_says_so(tmp_path, caplog):
     assert [one["step"] for one in bird.results["checkpoints"]] == [3, 6]
 
 
+@pytest.mark.slow
 def test_two_birds_need_two_folders(tmp_path):
     pair = [EarlyBirdCallback(sparsity, check_every_steps=1) for sparsity in (0.5, 0.9)]
     with pytest.raises(RunFolderError, match="give each callback a folder of its own"):
@@ -271,10 +274,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
         tuned(model, tmp_path / "b", HoldMaskCallback(~mask), resume=True, **options)
     model.net[0].weight.ds_id = 1  # as DeepSpeed marks its partitions
     for callback in (HoldMaskCallback(mask), EarlyBirdCallback()):
-        with pytest.raises(TrainingError, match=r"sharded over processes \(net.0.weight\)"):
+        with pytest.raises(TrainingError, match=r"net\.0\.weight is a part that FSDP1 or DeepSpeed"):
             tuned(model, tmp_path / "c", callback, **options)
 
 
+@pytest.mark.slow
 def test_training_that_failed_lets_go_when_it_is_called_again(tmp_path):
     class Broken(TrainerCallback):
         broken = True
@@ -311,64 +315,42 @@ def test_a_compiled_model_is_held(tmp_path):
 
 TWO_PROCESSES = """
 import json, os, sys
-rank, folder, port, tests, fails = int(sys.argv[1]), *sys.argv[2:]
+rank, folder, port, tests = int(sys.argv[1]), *sys.argv[2:]
 os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
                   MASTER_PORT=port, GLOO_SOCKET_IFNAME="lo")
 sys.path.insert(0, tests)
 import torch
 from pathlib import Path
 from lottery_tickets import create_magnitude_mask, validate_pruning_correctness
-from lottery_tickets._early_bird._watch import Watch
-from lottery_tickets.errors import LotteryTicketError, WeightsError
 from lottery_tickets.integrations.transformers import EarlyBirdCallback, HoldMaskCallback
 from test_early_bird import mlp
 from trainers import Classifier, tuned
 
-def fail(*_, **__):
-    raise WeightsError("the weights are bad")
-
-if fails == "fails" and rank == 0:
-    Watch.look = fail
 model = Classifier(mlp(0))
 mask = create_magnitude_mask(model, 0.3)
 bird = EarlyBirdCallback(0.6, check_every_steps=1)
 options = dict(per_device_train_batch_size=8, learning_rate=0.001, ddp_backend="gloo", max_steps=40)
-try:
-    trainer = tuned(model, Path(folder), HoldMaskCallback(mask), bird, **options)
-except LotteryTicketError as error:
-    print(json.dumps([type(error).__name__, str(error)]))
-else:
-    assert trainer.args.world_size == 2
-    valid = validate_pruning_correctness(model, mask)["valid"]
-    weights = [one.view(torch.uint8).tolist() for one in model.state_dict().values()]
-    print(json.dumps([trainer.state.global_step, bird.settled, valid, bird.ticket is not None, weights]))
+trainer = tuned(model, Path(folder), HoldMaskCallback(mask), bird, **options)
+assert trainer.args.world_size == 2
+valid = validate_pruning_correctness(model, mask)["valid"]
+weights = [one.view(torch.uint8).tolist() for one in model.state_dict().values()]
+print(json.dumps([trainer.state.global_step, bird.settled, valid, bird.ticket is not None, weights]))
 """
 
 
-def in_two_processes(folder: Path, what: str) -> list[Any]:
+@pytest.mark.slow
+def test_two_processes_stop_together_with_the_same_weights(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     here = Path(__file__).parents[1]
     with ThreadPoolExecutor(2) as pool:
-        printed = pool.map(lambda rank: run_python(TWO_PROCESSES, rank, folder, port, here, what), range(2))
-        return [json.loads(text.splitlines()[-1]) for text in printed]
-
-
-@pytest.mark.slow
-def test_two_processes_stop_together_with_the_same_weights(tmp_path):
-    first, second = in_two_processes(tmp_path, "works")
+        printed = pool.map(lambda rank: run_python(TWO_PROCESSES, rank, tmp_path, port, here), range(2))
+        first, second = (json.loads(text.splitlines()[-1]) for text in printed)
     assert first[0] == second[0] < 40
     assert first[1:4] == [True, True, True]
     assert second[1:4] == [True, True, False], "the ticket is the first's"
     assert first[4] == second[4]
-
-
-@pytest.mark.slow
-def test_what_fails_in_the_first_process_ends_the_other(tmp_path):
-    first, second = in_two_processes(tmp_path, "fails")
-    assert first == ["WeightsError", "the weights are bad"]
-    assert second == ["TrainingError", "The first process: the weights are bad"]
 
 
 # --- Adapters ---

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
@@ -25,6 +24,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from lottery_tickets import (
@@ -100,12 +101,28 @@ def bert() -> BertForMaskedLM:
     )
 
 
+def t5() -> T5ForConditionalGeneration:
+    """Two lists of blocks; in float16 some layers stay in float32."""
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=WORDS,
+            d_model=24,
+            d_kv=12,
+            d_ff=32,
+            num_layers=2,
+            num_heads=2,
+            decoder_start_token_id=0,
+        )
+    )
+
+
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], torch.dtype]] = {
     "qwen": (qwen, torch.bfloat16),
     "qwen, tied": (lambda: qwen(tied=True), torch.float32),
     "gpt2": (gpt2, torch.float32),
     "opt": (opt, torch.float16),
     "bert": (bert, torch.float32),
+    "t5": (t5, torch.float16),
 }
 
 
@@ -131,8 +148,8 @@ def batches(count: int = 3) -> list[Batch]:
 
 
 def loaded(folder: Path) -> Any:
-    masked = "ForMaskedLM" in (folder / "config.json").read_text()
-    return (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(folder, dtype="auto")
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    return getattr(transformers, name).from_pretrained(folder, dtype="auto")
 
 
 def masks_of(model: Any) -> dict[str, Mask]:
@@ -385,6 +402,10 @@ def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
     ("change", "message"),
     [
         (lambda tensors: tensors.pop("model.norm.weight"), "model.norm.weight, which is not stored"),
+        (
+            lambda tensors: tensors.pop("lm_head.weight"),
+            "Qwen2ForCausalLM has lm_head.weight, which is not stored",
+        ),
         (lambda tensors: tensors.update(extra=torch.ones(2)), "no extra, which is stored"),
         (
             lambda tensors: tensors.update({"lm_head.weight": torch.ones(3, 40)}),

@@ -90,6 +90,28 @@ def test_weights_that_stay_on_disk_take_nothing():
     assert knobs["from_disk=True"] == plan("mask")["weights"]
 
 
+def test_quality_from_disk_holds_a_masked_block_and_what_waits_for_it():
+    block = (LINEAR - WORDS * HIDDEN) // LAYERS
+    inside, state = TOKENS * 4 * (2 * HIDDEN + 3 * INSIDE), TOKENS * 4 * HIDDEN
+    found = plan("quality", from_disk=True, masks=2, batches=5)
+    assert items(found) == {
+        "mask": 2 * LINEAR // 8,
+        "activations": inside + 3 * 5 * state,
+        "temporaries": 4 * block,
+    }
+    assert plan("quality", from_disk=True, masks=2, batches=0)["activations"] == inside
+    large = llama(vocab_size=1 << 14)  # its head is larger than a block
+    assert plan("quality", from_disk=True, model=large)["temporaries"] >= 4 * (HIDDEN << 14)
+
+
+def test_wanda_from_disk():
+    found, loaded = plan("wanda", from_disk=True, batches=5), plan("wanda")
+    assert found["weights"] == 0
+    assert found["scores"] == loaded["scores"]
+    assert found["activations"] == loaded["activations"] + 5 * TOKENS * 4 * HIDDEN
+    assert plan("wanda", from_disk=True, store="disk")["scores"] == 4 * LARGEST
+
+
 def test_the_loss_holds_back_chunks_of_long_batches():
     chunk, words = 16 << 20, 1 << 16
     model = llama(vocab_size=words)

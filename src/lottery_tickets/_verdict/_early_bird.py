@@ -21,7 +21,7 @@ def early_bird(
     epochs: int,
     seed: int,
     progress: bool,
-    check_memory: bool,
+    check_memory: bool = True,
 ) -> tuple[Mask, int | None]:
     """The mask, and the epoch at which it had settled; the model is trained by it.
 

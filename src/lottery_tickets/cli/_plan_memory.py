@@ -75,7 +75,10 @@ def plan(
         int | None, typer.Option(min=1, help="Samples that go through the model together at most.")
     ] = None,
     from_disk: Annotated[
-        bool, typer.Option("--from-disk", help="Masks from a checkpoint's folder, whose weights stay on disk.")
+        bool,
+        typer.Option(
+            "--from-disk", help="Masks, quality or wanda from a checkpoint's folder, whose weights stay on disk."
+        ),
     ] = False,
     batches: Annotated[bool, typer.Option("--batches", help="Add the largest batch for each context.")] = False,
 ) -> Report:

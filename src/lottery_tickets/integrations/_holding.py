@@ -10,7 +10,7 @@ from torch import nn
 
 from lottery_tickets.errors import MaskMismatchError, StateMismatchError
 from lottery_tickets.integrations._adapters import beneath_adapters
-from lottery_tickets.integrations._ranks import refuse_shards
+from lottery_tickets.integrations._ranks import as_placed, refuse_parts
 from lottery_tickets.masks import Mask, as_mask, held
 
 
@@ -43,7 +43,7 @@ class HoldingCallback:
     def _hold(self, model: nn.Module, *, rewind: bool) -> None:
         """Zero the pruned weights and keep them so until `close`."""
         self.close()
-        refuse_shards(model)
+        refuse_parts(model, dtensors=True)
         if rewind and self._rewind_to is not None:
             _rewind(model, self._rewind_to)
         bare, mask, _ = beneath_adapters(model, self._mask)
@@ -84,4 +84,4 @@ def _rewind(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
         )
     with torch.no_grad():
         for name, tensor in saved.items():
-            own[name].copy_(tensor)
+            own[name].copy_(as_placed(tensor, own[name]))

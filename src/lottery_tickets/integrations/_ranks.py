@@ -1,58 +1,64 @@
-"""Training by several processes: who looks, and how the others come to know."""
+"""Training by several processes: who looks, how the others come to know, and models that are spread over them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch.distributed as dist
+import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from lottery_tickets.errors import LotteryTicketError, TrainingError
+from lottery_tickets._ranks import Ranks
+from lottery_tickets.errors import TrainingError
+from lottery_tickets.masks import is_sharded
 
 T = TypeVar("T")
 
 
 def is_first() -> bool:
     """Whether this process speaks for all."""
-    return not _several() or dist.get_rank() == 0
+    return Ranks.world().first
 
 
 def told_by_first(find: Callable[[], T]) -> T:
     """What the first process finds, told to all; what it raises is raised in all, so that none waits for ever."""
-    if not _several():
-        return find()
-    told: list[Any] = [None, None]
-    failure: LotteryTicketError | None = None
-    if is_first():
-        try:
-            told[0] = find()
-        except LotteryTicketError as error:
-            told[1], failure = str(error), error
-    dist.broadcast_object_list(told, src=0)
-    if failure is not None:
-        raise failure
-    if told[1] is not None:
-        raise TrainingError(f"The first process: {told[1]}")
-    found: T = told[0]
+    ranks = Ranks.world()
+    with ranks.together():
+        found: T = ranks.gather(find() if ranks.first else None)[0]
     return found
 
 
-def refuse_shards(model: nn.Module) -> None:
+def refuse_parts(model: nn.Module, *, dtensors: bool) -> None:
     """Refuse a model of which each process has a part only.
 
+    Args:
+        model: As it is trained.
+        dtensors: Whether parameters that are DTensors (FSDP2, tensor parallelism) are welcome.
+
     Raises:
-        TrainingError: It is sharded.
+        TrainingError: It is in parts.
     """
     for name, parameter in model.named_parameters():
-        # FSDP2 and tensor parallelism; FSDP1's flat parameters; DeepSpeed's partitions.
-        if isinstance(parameter, DTensor) or hasattr(parameter, "_is_flat_param") or hasattr(parameter, "ds_id"):
+        # FSDP1's flat parameters, and DeepSpeed's partitions.
+        if hasattr(parameter, "_is_flat_param") or hasattr(parameter, "ds_id"):
             raise TrainingError(
-                f"{type(model).__name__} is sharded over processes ({name}), and callbacks look at whole weights. "
-                "Train with DDP, or on one process."
+                f"{type(model).__name__}: {name} is a part that FSDP1 or DeepSpeed has made of other weights, of "
+                "which masks know nothing. Train with DDP or FSDP2, or on one process."
+            )
+        if is_sharded(parameter) and not dtensors:
+            raise TrainingError(
+                f"{type(model).__name__} is sharded over processes ({name}), and early birds are looked for in "
+                "whole weights. Train with DDP or on one process; create_magnitude_mask draws single masks of "
+                "sharded models."
             )
 
 
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def as_placed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor as a parameter holds it: each process takes its own part of a DTensor."""
+    if not is_sharded(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every process has the whole, so none need send it.
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return distribute_tensor(tensor.to(like.device, like.dtype), mesh, placements, src_data_rank=None)

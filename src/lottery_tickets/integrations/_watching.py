@@ -17,7 +17,7 @@ from lottery_tickets._early_bird._subject import Weights
 from lottery_tickets._early_bird._watch import Watch
 from lottery_tickets.detection import Criterion
 from lottery_tickets.errors import DetectionError
-from lottery_tickets.integrations._ranks import is_first, refuse_shards, told_by_first
+from lottery_tickets.integrations._ranks import is_first, refuse_parts, told_by_first
 from lottery_tickets.masks import Mask, Patterns
 from lottery_tickets.runs import Json, decoded, encoded
 from lottery_tickets.training import peak_bytes
@@ -101,7 +101,7 @@ class WatchingCallback:
 
     def _begin(self, model: nn.Module) -> None:
         """Watch this model from now on, with nothing seen yet."""
-        refuse_shards(model)
+        refuse_parts(model, dtensors=False)
         self._settled, self._last_step, self._clock = False, -1, time.perf_counter()
         self._watch = Watch(Weights(model, self._settings), self._settings, None) if is_first() else None
 

@@ -177,10 +177,10 @@ class HoldMaskCallback(HoldingCallback, Callback):  # type: ignore[misc]
     """Rewinds a ticket and trains it: pruned weights are zero from the first step to the last.
 
     It is the block of `held`, from the beginning of training to its end; accumulated gradients, mixed precision,
-    `torch.compile` and DDP need nothing. With `rewind_to` training begins at those weights, biases and buffers,
-    bit for bit, and not where an earlier one had ended. (Lightning's own `ModelPruning` leaves biases, buffers and
-    the optimizer's averages as trained. What it writes weights back from becomes the memory that is trained, so
-    that from the second time on, on the device where the model was made, it does not rewind at all.)
+    `torch.compile`, DDP and FSDP2 need nothing. With `rewind_to` training begins at those weights, biases and
+    buffers, bit for bit, and not where an earlier one had ended. (Lightning's own `ModelPruning` leaves biases,
+    buffers and the optimizer's averages as trained. What it writes weights back from becomes the memory that is
+    trained, so that from the second time on, on the device where the model was made, it does not rewind at all.)
 
     Args:
         mask: A `Mask` or a plain dict of tensors.
@@ -198,7 +198,7 @@ class HoldMaskCallback(HoldingCallback, Callback):  # type: ignore[misc]
         StateMismatchError: `rewind_to` lacks tensors of the mask, or does not fit the model.
         MaskAppliedError: A mask is applied to the model or held in it already.
         ParameterSelectionError: No such submodule.
-        TrainingError: A model that is sharded over processes.
+        TrainingError: A model that FSDP1 or DeepSpeed ZeRO-3 shards.
 
     Example:
         >>> import torch

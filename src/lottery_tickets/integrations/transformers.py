@@ -211,8 +211,8 @@ class HoldMaskCallback(HoldingCallback, TrainerCallback):  # type: ignore[misc]
     """Fine-tunes a ticket: pruned weights are zero from the first step to the last, whatever the optimizer.
 
     It is the block of `held`, from the beginning of training to its end: gradient accumulation, `torch_compile`,
-    mixed precision and DDP need nothing. With adapters of PEFT the weights beneath them are held; a merge fills
-    their zeros, see `compute_filled_zeros`.
+    mixed precision, DDP and FSDP2 need nothing. With adapters of PEFT the weights beneath them are held; a merge
+    fills their zeros, see `compute_filled_zeros`.
 
     The ticket lies in `folder` beside the checkpoints; training that goes on from one of them must hold the same.
 
@@ -230,7 +230,7 @@ class HoldMaskCallback(HoldingCallback, TrainerCallback):  # type: ignore[misc]
             goes on has held.
         StateMismatchError: `rewind_to` lacks tensors of the mask, or does not fit the model.
         MaskAppliedError: A mask is applied to the model or held in it already.
-        TrainingError: A model that is sharded over processes.
+        TrainingError: A model that FSDP1 or DeepSpeed ZeRO-3 shards.
 
     Example:
         >>> import torch

@@ -156,6 +156,8 @@ def _structure(checkpoint: Checkpoint) -> tuple[Any, _Stored]:
             if not problems:
                 return model, stored
             misfits.append((len(problems), f"{type(model).__name__} has {'; '.join(problems[:3])}"))
+            if type(model).__name__ in (model.config.architectures or ()):
+                break  # another class might take what is there, and would compute something else
     except UnknownArchitectureError as error:
         if isinstance(error.__cause__, ImportError):
             raise MissingExtraError("transformers", "hf") from error

@@ -373,8 +373,11 @@ def _add_traced(found: Bytes, shapes: Shapes, options: Options, what: Pass, *, l
     found.known, found.traced = peak is not None, peak is not None
     if peak is None:
         return
-    # A gradient of a parameter is there at the worst moment, and is counted already.
-    found.add("activations", max(0, peak.bytes - (0 if what == "forward" else found.device["gradients"])))
+    # At the worst moment a gradient is there that is counted already: what is not held until the step.
+    gradients = 0 if what == "forward" else found.device["gradients"]
+    if options.optimizer.startswith("torch") or options.rows < options.batch_size:
+        gradients = min(gradients, shapes.largest)
+    found.add("activations", max(0, peak.bytes - gradients))
     if loss:
         found.add("temporaries", _loss_chunks(peak.words, options))
 

@@ -60,9 +60,14 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     numbers = [*model.parameters(), *model.buffers()]
     if all(one.dtype == dtype for one in numbers if one.is_floating_point()):
         return model
+    return on_meta(model, dtype)
+
+
+def on_meta(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of the model's structure on the meta device, in this type or its own; no weight is copied."""
     twins: dict[int, Any] = {}
-    for one in numbers:
-        twin = one.detach().to("meta", dtype if one.is_floating_point() else one.dtype)
+    for one in [*model.parameters(), *model.buffers()]:
+        twin = one.detach().to("meta", dtype if dtype and one.is_floating_point() else one.dtype)
         twins[id(one)] = nn.Parameter(twin, one.requires_grad) if isinstance(one, nn.Parameter) else twin
     return copy.deepcopy(model, twins)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping
@@ -16,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lottery_tickets.planning._models import on_meta
 from lottery_tickets.training import checkpointed
 
 _ATTENTION = functional.scaled_dot_product_attention
@@ -63,7 +63,7 @@ class Trace:
 
     def _run(self, length: int, what: Pass, checkpointing: bool) -> tuple[Peak, ...] | None:
         try:
-            model = _on_meta(self._model).train(what == "training")
+            model = on_meta(self._model).train(what == "training")
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(what == "training" or (what == "scores" and name in self._scored))
             with checkpointed(model, "auto" if checkpointing else False):
@@ -72,15 +72,6 @@ class Trace:
             return None
         found = tuple(one for one in runs if one is not None)
         return found if len(found) == len(runs) else None
-
-
-def _on_meta(model: nn.Module) -> nn.Module:
-    """The model's structure on the meta device; no weight is copied."""
-    twins: dict[int, Any] = {}
-    for one in [*model.parameters(), *model.buffers()]:
-        twin = one.detach().to("meta")
-        twins[id(one)] = nn.Parameter(twin, one.requires_grad) if isinstance(one, nn.Parameter) else twin
-    return copy.deepcopy(model, twins)
 
 
 def _peak(model: nn.Module, rows: int, length: int, *, backward: bool) -> Peak | None:
