@@ -27,6 +27,8 @@ def load(path):
 def test_from_a_model_to_a_smaller_one(folder, tmp_path):
     ticket, small = tmp_path / "heads.safetensors", tmp_path / "small"
     drawn = succeed("unit-mask", folder, "--unit", "head", "-s", 0.25, "-o", ticket)
+    told = succeed("inspect", ticket)["metadata"]
+    assert (told["structured_units"], told["unit"]) == ("8 heads in 2 layers", "head")
     assert {layer["kept"] for layer in drawn["layers"].values()} == {3}
     extracted = succeed("extract", folder, ticket, "-o", small, "--onnx")
     assert extracted["parameters_before"] - extracted["parameters"] == drawn["parameters_removed"]
