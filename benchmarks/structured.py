@@ -24,6 +24,7 @@ from rich.table import Table
 from _common import interleaved, medians, peak_bytes_in_fresh_process, write_results
 from lottery_tickets import apply_mask, create_magnitude_mask, create_structured_mask, extract_subnetwork
 from lottery_tickets._data import model_folder
+from lottery_tickets._structured._checking import relative_error
 from lottery_tickets.large_models import load_model
 from lottery_tickets.structured import save_onnx
 
@@ -46,17 +47,17 @@ def tokens(count: int) -> torch.Tensor:
     return torch.randint(0, 49152, (1, count), generator=torch.Generator().manual_seed(0))
 
 
-def by_torch(model: Any, ids: torch.Tensor) -> Callable[[], object]:
+def by_torch(model: Any, ids: torch.Tensor) -> Callable[[], Any]:
     """A forward pass."""
 
-    def run() -> object:
+    def run() -> Any:
         with torch.inference_mode():
             return model(input_ids=ids, use_cache=False).logits
 
     return run
 
 
-def by_onnx(path: Path, ids: torch.Tensor) -> Callable[[], object]:
+def by_onnx(path: Path, ids: torch.Tensor) -> Callable[[], Any]:
     """The same by ONNX Runtime, with as many threads as torch."""
     import onnxruntime
 
@@ -67,7 +68,7 @@ def by_onnx(path: Path, ids: torch.Tensor) -> Callable[[], object]:
     return lambda: session.run(None, fed)
 
 
-def prepared(folder: str, count: int) -> Callable[[], object]:
+def prepared(folder: str, count: int) -> Callable[[], Any]:
     """Loading a model and computing with it, with the libraries there already."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -76,50 +77,65 @@ def prepared(folder: str, count: int) -> Callable[[], object]:
     )
     by_torch(LlamaForCausalLM(tiny), tokens(4))()
 
-    def work() -> object:
+    def work() -> Any:
         return by_torch(load_model(folder, progress=False), tokens(count))()
 
     return work
+
+
+def made(folder: Path) -> None:
+    """The models and their ONNX files, those that are not there yet."""
+    if not (folder / "dense").exists():
+        model: Any = load_model(model_folder(), torch.float32, progress=False)
+        model.save_pretrained(folder / "dense")
+        smaller(model).save_pretrained(folder / "small")
+    for name in ("dense", "small"):
+        if not (folder / f"{name}.onnx").exists():
+            save_onnx(load_model(folder / name, progress=False), folder / f"{name}.onnx")
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="One repeat, 64 tokens; nothing is written.")
-    quick = parser.parse_args().quick
-    count, repeats = (FEW_TOKENS, 1) if quick else (TOKENS, 7)
+    parser.add_argument("--folder", type=Path, help="Keep models here, and take those that are there.")
+    parser.add_argument("--prepare", action="store_true", help="Make the models in --folder, and measure nothing.")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.folder or Path(scratch)
+        folder.mkdir(exist_ok=True)
+        made(folder)
+        if not given.prepare:
+            measured(folder, quick=given.quick)
 
-    dense: Any = load_model(model_folder(), torch.float32, progress=False)
-    small = smaller(dense)
-    masked: Any = load_model(model_folder(), torch.float32, progress=False)
+
+def measured(folder: Path, *, quick: bool) -> None:
+    """Time and memory of the models in a folder."""
+    count, repeats = (FEW_TOKENS, 1) if quick else (TOKENS, 7)
+    dense, masked, small = (load_model(folder / name, progress=False) for name in ("dense", "dense", "small"))
     apply_mask(masked, create_magnitude_mask(masked, UNSTRUCTURED, progress=False))
-    parameters = {
-        name: sum(one.numel() for one in model.parameters())
-        for name, model in (("dense", dense), ("small", small))
-    }
+    sizes = {"dense": dense, "small": small}
+    parameters = {name: sum(one.numel() for one in model.parameters()) for name, model in sizes.items()}
     share = parameters["small"] / parameters["dense"]
     ids = tokens(count)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        onnx_errors = {}
-        for name, model in (("dense", dense), ("small", small)):
-            model.save_pretrained(folder / name)
-            onnx_errors[name] = save_onnx(model, folder / f"{name}.onnx")
-        ways = {
-            "dense, PyTorch": by_torch(dense, ids),
-            "half of the weights zero, PyTorch": by_torch(masked, ids),
-            "without the units, PyTorch": by_torch(small, ids),
-            "dense, ONNX Runtime": by_onnx(folder / "dense.onnx", ids),
-            "without the units, ONNX Runtime": by_onnx(folder / "small.onnx", ids),
-        }
-        for run in ways.values():
-            run()
-        seconds = interleaved(ways, repeats)
-        del ways, masked
-        peaks = {
-            name: peak_bytes_in_fresh_process(prepared, str(folder / name), FEW_TOKENS)
-            for name in ("dense", "small")
-        }
+    ways = {
+        "dense, PyTorch": by_torch(dense, ids),
+        "half of the weights zero, PyTorch": by_torch(masked, ids),
+        "without the units, PyTorch": by_torch(small, ids),
+        "dense, ONNX Runtime": by_onnx(folder / "dense.onnx", ids),
+        "without the units, ONNX Runtime": by_onnx(folder / "small.onnx", ids),
+    }
+    onnx_errors = {
+        name: relative_error([ways[f"{told}, PyTorch"]()], [torch.from_numpy(ways[f"{told}, ONNX Runtime"]()[0])])
+        for name, told in (("dense", "dense"), ("small", "without the units"))
+    }
+    ways["half of the weights zero, PyTorch"]()
+    seconds = interleaved(ways, repeats)
+    config: Any = small.config
+    del ways, masked, dense, small, sizes
+    peaks = {
+        name: peak_bytes_in_fresh_process(prepared, str(folder / name), FEW_TOKENS) for name in ("dense", "small")
+    }
     median = medians(seconds)
     results = {
         "removed": REMOVED,
@@ -127,7 +143,7 @@ def main() -> None:
         "parameters": parameters,
         "share_left": share,
         "config": {
-            key: getattr(small.config, key)
+            key: getattr(config, key)
             for key in ("intermediate_size", "num_attention_heads", "num_key_value_heads")
         },
         "seconds": seconds,

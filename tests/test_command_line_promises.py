@@ -50,6 +50,7 @@ def test_every_command_has_a_schema(frozen: dict[str, Any]) -> None:
     known = [line for line in frozen["commands"]().splitlines() if line and not line.startswith(" ")]
     assert sorted(known) == sorted(SCHEMAS)
     promised = (
-        "mask score evaluate overlap compare inspect apply early-bird imp verdict stability plan report demo"
+        "mask score evaluate overlap compare inspect apply unit-mask extract early-bird imp verdict stability "
+        "plan report demo"
     )
     assert set(promised.split()) <= set(known)

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from lottery_tickets import Mask, applied, create_magnitude_mask
-from lottery_tickets.cli import app
+from test_cli import run, succeed
 from unit_networks import llama, tokens
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments):
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 @pytest.fixture
@@ -40,6 +27,8 @@ def load(path):
 def test_from_a_model_to_a_smaller_one(folder, tmp_path):
     ticket, small = tmp_path / "heads.safetensors", tmp_path / "small"
     drawn = succeed("unit-mask", folder, "--unit", "head", "-s", 0.25, "-o", ticket)
+    told = succeed("inspect", ticket)["metadata"]
+    assert (told["structured_units"], told["unit"]) == ("8 heads in 2 layers", "head")
     assert {layer["kept"] for layer in drawn["layers"].values()} == {3}
     extracted = succeed("extract", folder, ticket, "-o", small, "--onnx")
     assert extracted["parameters_before"] - extracted["parameters"] == drawn["parameters_removed"]

@@ -112,13 +112,8 @@ def _check_sharded(settings: Settings, recipe: Recipe, run_dir: object) -> None:
             "criterion='rank_correlation' ranks whole tensors, and this model lies in parts on the ranks. Use "
             "'window' or 'queue'."
         )
-    if recipe.bn_l1:
+    if settings.structure is not None or recipe.bn_l1:
         raise TrainingError(
-            f"bn_l1={recipe.bn_l1} is a penalty on whole tensors, and this model lies in parts on the ranks. "
-            "Leave it out, or give the model before it is sharded."
-        )
-    if settings.structure is not None:
-        raise TrainingError(
-            f"structure={settings.structure!r} traces whole models, and this one lies in parts on the ranks. "
-            "Leave structure out, or give the model before it is sharded."
+            "structure traces whole models and bn_l1 sums whole scales, and this model lies in parts on ranks. "
+            "Leave them out, or give the model before it is sharded."
         )

@@ -81,7 +81,8 @@ class _Tensors:
         """Nodes for a parameter or a buffer, the same for all its names; inputs have none."""
         target = self._targets.get(node.name)
         if target is None:
-            return cast(Value, unknown(node)) if isinstance(unknown(node), Value) else Value(())
+            given = unknown(node)
+            return given if isinstance(given, Value) else Value(())
         name = self._canonical.get(target, target)
         if name not in self._values:
             dims: Dims = tuple(self._indices.new(size) if size > 1 else None for size in node.meta["val"].shape)

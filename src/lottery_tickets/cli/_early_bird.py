@@ -69,7 +69,7 @@ def early_bird(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="lenet-300-100 or batchnorm-cnn, or a causal language model: a folder (safetensors) or a hub id.",
+            help="lenet-300-100, batchnorm-cnn, residual-cnn, or a causal language model: a folder or a hub id.",
         ),
     ],
     data: Annotated[str, typer.Option("--data", help="mnist or fashion-mnist, or a UTF-8 text file.")],

@@ -33,7 +33,7 @@ def inspect(
     not zero; weights are read from disk, and the model is not loaded.
     """
     from lottery_tickets.inspection import validate_pruning_correctness
-    from lottery_tickets.masks import Mask
+    from lottery_tickets.masks import Mask, readable_metadata
 
     mask = Mask.load(ticket)
     kept, sparsity = mask.layer_kept(), mask.layer_sparsity()
@@ -44,7 +44,7 @@ def inspect(
         "numel": mask.numel,
         "kept": mask.kept,
         "sparsity": mask.sparsity,
-        "metadata": dict(sorted(mask.metadata.items())),
+        "metadata": readable_metadata(mask.metadata),
         "layers": {
             name: {"shape": list(shape), "numel": shape.numel(), "kept": kept[name], "sparsity": sparsity[name]}
             for name, shape in mask.shapes.items()

@@ -26,7 +26,16 @@ from lottery_tickets.masks._parameters import (
 )
 from lottery_tickets.masks._sharded import ShardedMask
 from lottery_tickets.masks._shards import Division, Shard, is_sharded, local_of, reshard, runs_of
-from lottery_tickets.masks._units import Kept, Kind, Part, UnitGroup, Units, left_of, units_metadata
+from lottery_tickets.masks._units import (
+    Kept,
+    Kind,
+    Part,
+    UnitGroup,
+    Units,
+    left_of,
+    readable_metadata,
+    units_metadata,
+)
 
 __all__ = [
     "Division",
@@ -61,6 +70,7 @@ __all__ = [
     "parameters_of",
     "places_of",
     "prunable_parameters",
+    "readable_metadata",
     "remove_mask",
     "reshard",
     "runs_of",

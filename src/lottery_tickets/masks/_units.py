@@ -26,7 +26,7 @@ Owners = npt.NDArray[np.int64]
 Kept = npt.NDArray[np.bool_]
 
 # The key of a mask's metadata under which its units stand.
-METADATA_KEY = "units"
+METADATA_KEY = "structured_units"
 NOBODY = -1
 
 
@@ -127,6 +127,12 @@ class Units:
 
     # ---------------------------------------------------------------- text
 
+    def __str__(self) -> str:
+        """In a few words."""
+        kinds = sorted({group.kind for group in self.groups})
+        counts = [group.count for group in self.groups]
+        return f"{sum(counts):,} {' and '.join(f'{kind}s' for kind in kinds)} in {len(counts):,} layers"
+
     def to_json(self) -> str:
         """As text, owners in runs: what a ticket's file says of its units."""
         groups = [
@@ -192,6 +198,14 @@ def _owners(runs: Iterable[Iterable[int]]) -> Owners:
 def left_of(shape: torch.Size, dims: Mapping[int, Kept]) -> tuple[int, ...]:
     """The shape of what is left of a tensor without these indices."""
     return tuple(size - int(dims[dim].sum()) if dim in dims else size for dim, size in enumerate(shape))
+
+
+def readable_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata for a reader: sorted, and units in a few words."""
+    told = dict(sorted(metadata.items()))
+    if METADATA_KEY in told:
+        told[METADATA_KEY] = str(Units.from_json(told[METADATA_KEY]))
+    return told
 
 
 def units_metadata(units: Units) -> dict[str, str]:

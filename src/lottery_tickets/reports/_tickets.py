@@ -10,7 +10,7 @@ import torch
 
 from lottery_tickets._score_files import read_scores
 from lottery_tickets.detection import differing_bits
-from lottery_tickets.masks import Mask
+from lottery_tickets.masks import Mask, readable_metadata
 from lottery_tickets.overlap import compute_ticket_overlap
 from lottery_tickets.reports._content import Axis, Bars, Cell, Fact, Matrix, Section, Table
 from lottery_tickets.reports._numbers import memory, percent, plain
@@ -132,7 +132,7 @@ def section_of_ticket(path: Path) -> tuple[Section, Mask]:
         ],
         figures=[layer_bars(mask.layer_sparsity(), "this ticket")],
         tables=[layer_table(mask, "this ticket")],
-        configuration={"digest": mask.digest(), **dict(sorted(mask.metadata.items()))},
+        configuration={"digest": mask.digest(), **readable_metadata(mask.metadata)},
     )
     return section, mask
 

@@ -1,0 +1,50 @@
+"""What it gains to take units out."""
+
+from __future__ import annotations
+
+from _tables._format import MIB, load, machine_line, number, other_work
+
+ROWS = ("dense", "half of the weights zero", "without the units")
+RUNTIMES = ("PyTorch", "ONNX Runtime")
+
+
+def structured() -> str:
+    """Time and memory of SmolLM2-135M and of what a ticket leaves of it."""
+    results = load("structured")
+    config = results["config"]
+    peaks = results["peak_bytes"]
+    return f"""## Structured tickets
+
+SmolLM2-135M in float32 without half of the neurons of every layer and a third of its heads, by magnitude: {
+        100 * results["share_left"]:.1f}% of the
+parameters are left, with {config["intermediate_size"]} neurons, {config["num_key_value_heads"]} heads of keys and
+values and {config["num_attention_heads"]} of queries a layer. A forward pass over {
+        results["tokens"]
+    } tokens, medians:
+
+{_table(results)}
+
+| without the units, against dense | measured | at most |
+| --- | ---: | ---: |
+| time by PyTorch | x {results["ratios"]["PyTorch"]:.2f} | x {results["time_bar"]:.2f} |
+| peak memory of loading and 64 tokens ({peaks["small"] / MIB:,.0f} of {peaks["dense"] / MIB:,.0f} MiB) | x {
+        results["memory_ratio"]:.3f} | x {results["memory_bar"]:.3f} |
+
+Zeros in place gain nothing: they are multiplied like any number. ONNX Runtime is within {
+        max(results["onnx_relative_error"].values()):.1g} of PyTorch's largest output.
+
+{machine_line(results)}{other_work(results)}
+"""
+
+
+def _table(results: dict[str, object]) -> str:
+    lines = ["| | runtime | tokens a second | time |", "| --- | --- | ---: | ---: |"]
+    speeds = results["tokens_per_second"]
+    assert isinstance(speeds, dict)
+    for runtime in RUNTIMES:
+        for name in ROWS:
+            speed = speeds.get(f"{name}, {runtime}")
+            if speed is not None:
+                ratio = speeds[f"dense, {runtime}"] / speed
+                lines.append(f"| {name} | {runtime} | {number(speed, 0)} | x {ratio:.2f} |")
+    return "\n".join(lines)
