@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     accelerator = Accelerator(cpu=options.cpu, log_with=options.log_with, project_dir=options.output)
     accelerator.init_trackers("ticket")
     images = mnist()
-    train = TensorDataset(images.train_inputs[: options.samples], images.train_labels[: options.samples])
+    chosen = torch.randperm(len(images.train_labels))[: options.samples]
+    train = TensorDataset(images.train_inputs[chosen], images.train_labels[chosen])
     bare = lenet_300_100()
     initial = copy.deepcopy(bare.state_dict())
     model, optimizer, loader = accelerator.prepare(
@@ -98,7 +99,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--epochs", type=int, default=15, help="at most to draw it, and to train it")
     parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--samples", type=int, help="training images; all if not given")
+    parser.add_argument("--samples", type=int, help="training images, drawn at random; all if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--log-with", help="a tracker that accelerate knows: tensorboard, wandb, mlflow")

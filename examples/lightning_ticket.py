@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
     seed_everything(options.seed)
     images = mnist()
-    train = TensorDataset(images.train_inputs[: options.samples], images.train_labels[: options.samples])
+    chosen = torch.randperm(len(images.train_labels))[: options.samples]
+    train = TensorDataset(images.train_inputs[chosen], images.train_labels[chosen])
     loader = DataLoader(train, batch_size=60, shuffle=True)
     model = Digits()
     initial = copy.deepcopy(model.net.state_dict())
@@ -82,7 +83,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--epochs", type=int, default=15, help="at most to draw it, and to train it")
     parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--samples", type=int, help="training images; all if not given")
+    parser.add_argument("--samples", type=int, help="training images, drawn at random; all if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("--output", type=Path, default=Path("ticket"))
