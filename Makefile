@@ -64,6 +64,7 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/memory_plan.py
 	$(BIN)/python benchmarks/batch_sizes.py
 	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/distributed.py
 	$(BIN)/python benchmarks/quality_from_disk.py
 	$(BIN)/python benchmarks/tables.py
 

@@ -83,6 +83,7 @@ def document_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("document")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "src"))  # what examples start tests this tree too
         yield folder
     torch.set_num_threads(THREADS)
 

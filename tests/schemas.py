@@ -15,7 +15,8 @@ def check_schema(command: str, found: dict[str, Any]) -> None:
     own = dict(found)
     assert own.pop("schema") == f"lottery-tickets.{command}/{SCHEMA_VERSION}"
     assert {"python", "lottery-tickets", "torch"} <= own.pop("made_with").keys()
-    assert list(_problems(own, SCHEMAS[command], command)) == []
+    problems = "\n".join(_problems(own, SCHEMAS[command], command))
+    assert not problems, problems
 
 
 def _problems(value: Any, kind: Any, where: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from test_cli import COMMANDS, fail, run, succeed
-from test_cli_imp import MODULE, QUICK, usage_error
+from test_cli_imp import MODULE, QUICK, one_thread, usage_error  # noqa: F401  # a fixture among them
 
 IMP = ("imp", "--model", "mynet:make", "--data", "mynet:loaders", *QUICK)
 

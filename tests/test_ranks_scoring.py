@@ -19,6 +19,7 @@ from lottery_tickets import (
 )
 from lottery_tickets.errors import DistributedError, EvaluationError, ScoreError
 from lottery_tickets.gradients import _sums
+from lottery_tickets.training import SharedBatches
 from oracles import bytes_of
 
 CRITERIA: dict[str, dict[str, Any]] = {
@@ -178,6 +179,37 @@ def test_a_model_in_distributed_data_parallel_brings_its_group(ranks):
         assert found.keys() == fisher.keys()
         for name, one in fisher.items():
             torch.testing.assert_close(found[name], one, rtol=1e-5, atol=1e-9)
+
+
+class Wary(Net):
+    """Would not be called for nothing."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        assert len(inputs)
+        return super().forward(inputs)
+
+
+def in_shares(rank: int) -> Any:
+    own, mask, group = (
+        SharedBatches(batches(), dist.group.WORLD),
+        create_magnitude_mask(Net(), 0.5),
+        dist.group.WORLD,
+    )
+    quality = compute_lottery_ticket_quality(Wary(), mask, own, process_group=group)
+    fisher = importance_scoring.compute_fisher_importance(Wary(), own, process_group=group)
+    wanda = importance_scoring.compute_wanda_importance(Wary(), own, process_group=group)
+    return quality["loss"], quality["num_samples"], fisher, wanda
+
+
+def test_shares_of_fewer_samples_than_ranks(ranks):
+    alone = compute_lottery_ticket_quality(Net(), create_magnitude_mask(Net(), 0.5), batches())
+    fisher = importance_scoring.compute_fisher_importance(Net(), batches())
+    wanda = importance_scoring.compute_wanda_importance(Net(), batches())
+    for loss, samples, *found in ranks(4).run(in_shares):
+        assert (loss, samples) == (pytest.approx(alone["loss"], rel=1e-6), 17)
+        for scores, expected in zip(found, (fisher, wanda), strict=True):
+            for name, one in expected.items():
+                torch.testing.assert_close(scores[name], one, rtol=1e-5, atol=1e-9)
 
 
 # --- Failing together ---

@@ -16,6 +16,7 @@ import pytest
 
 import lottery_tickets
 from test_cli import run
+from test_cli_imp import one_thread  # noqa: F401  # a fixture
 
 pexpect = pytest.importorskip("pexpect")
 

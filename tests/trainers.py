@@ -33,8 +33,10 @@ class Classifier(nn.Module):
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__()
         self.net = mlp() if net is None else net
+        self.passes = 0
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.passes += 1
         logits = self.net(x)
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
@@ -47,8 +49,10 @@ class LitClassifier(pytorch_lightning.LightningModule):
         self.net = mlp() if net is None else net
         self.net[2].p = 0.0
         self._optimizer = optimizer
+        self.passes = 0
 
     def training_step(self, batch: Any) -> torch.Tensor:
+        self.passes += 1
         return F.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -149,4 +153,4 @@ def fit_to_the_end(net: nn.Module | None = None, run_dir: str | None = None, epo
 
 def told(ended: Any) -> Any:
     model, results = ended
-    return {**results_told(results), "weights": digest_of(model.state_dict())}
+    return {**results_told(results), "weights": digest_of(model.state_dict()), "passes": model.passes}

@@ -5,10 +5,11 @@ from _tables.disk import quality_from_disk, streaming
 from _tables.iterative import imp
 from _tables.masks import evaluation, selection
 from _tables.planning import plans
+from _tables.ranks import ranks
 from _tables.reproduction import reproduction
 from _tables.scores import criteria, scoring
 
 SECTIONS = (
-    *(selection, streaming, quality_from_disk, evaluation, scoring, criteria, optimizers, memory, check),
+    *(selection, streaming, quality_from_disk, ranks, evaluation, scoring, criteria, optimizers, memory, check),
     *(rank_correlation, imp, reproduction, plans),
 )

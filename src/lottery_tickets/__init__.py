@@ -46,7 +46,15 @@ if TYPE_CHECKING:
     from lottery_tickets.inspection import compute_sparsity, get_model_size, validate_pruning_correctness
     from lottery_tickets.iterative_pruning import compute_iterative_magnitude_pruning
     from lottery_tickets.magnitude_pruning import compute_layerwise_magnitude_ticket, create_magnitude_mask
-    from lottery_tickets.masks import Mask, applied, apply_mask, held, prunable_parameters, remove_mask
+    from lottery_tickets.masks import (
+        Mask,
+        ShardedMask,
+        applied,
+        apply_mask,
+        held,
+        prunable_parameters,
+        remove_mask,
+    )
     from lottery_tickets.overlap import compute_ticket_overlap
     from lottery_tickets.robustness import compute_pruning_robustness
     from lottery_tickets.sparsity import compute_histogram_quantile
@@ -58,6 +66,7 @@ __all__ = [
     "LayerCollapseWarning",
     "LotteryTicketError",
     "Mask",
+    "ShardedMask",
     "applied",
     "apply_mask",
     "compute_early_bird_tickets",

@@ -26,6 +26,7 @@ from lottery_tickets._batches import (
     evaluating,
     measure,
     total,
+    with_samples,
 )
 from lottery_tickets._quality import Baseline, TicketQuality, checked_baseline, ticket_quality
 from lottery_tickets._ranks import Ranks
@@ -324,7 +325,8 @@ def _measure(ranks: Ranks, runs: Sequence[_Run], model: nn.Module, dataloader: A
     count = _count(batches, options.max_batches)
     bars = options.progress and ranks.first
     with tqdm(total=count and count * len(runs), desc="evaluating", delay=2, disable=not bars) as bar:
-        for number, (batch, counts) in enumerate(_in_step(islice(batches, options.max_batches), model, ranks)):
+        own = with_samples(islice(batches, options.max_batches), ranks)
+        for number, (batch, counts) in enumerate(_in_step(own, model, ranks)):
             for run in runs:
                 with nullcontext() if run.mask is None else applied(model, run.mask):
                     part = _measure_batch(run, model, number, batch, options)

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import TypedDict, overload
@@ -14,9 +15,10 @@ from typing import TypedDict, overload
 import torch
 from torch import nn
 
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ParameterSelectionError, SparsityError
 from lottery_tickets.large_models import map_weights, resolve_model
-from lottery_tickets.masks import Division, Mask, Patterns, local_of, prunable_parameters, reshard
+from lottery_tickets.masks import Division, Mask, Patterns, is_sharded, local_of, prunable_parameters, reshard
 from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.sparsity import (
     Allocation,
@@ -197,13 +199,12 @@ def create_magnitude_mask(
                 ranked(weights.tensors, weights.layouts, pages=weights.pages), sparsity, rule
             )
     else:
-        tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
-        layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
-        division = Division.of(tensors)
-        parts = {name: local_of(tensor) for name, tensor in tensors.items()}
-        with division.ranks.together() if division else nullcontext():
-            ask(parts)
-            masks, single = draw_masks(ranked(parts, layouts, division=division), sparsity, rule)
+        with _together(model):
+            tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
+            layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
+            divided = ranked(**_parts_of(tensors), layouts=layouts)
+            ask(divided.tensors)
+            masks, single = draw_masks(divided, sparsity, rule)
     for mask in masks:
         _log.info("drawn by magnitude, %s: %r", rule, mask)
     if rule.by_threshold:
@@ -259,28 +260,31 @@ def compute_layerwise_magnitude_ticket(
         Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, sections 2 and 4.
     """
     check_sparsity(target_sparsity, "target_sparsity")
-    tensors = _ranked_tensors(model, None, None, only_weights=True)
-    importance = _importance(tensors, layer_importance_weights or {})
-    refuse_if_too_large("mask", tensors, check=check_memory)
-    numels = {name: tensor.numel() for name, tensor in tensors.items()}
-    removed = removed_count(target_sparsity, sum(numels.values()))
-    weighted = bool(layer_importance_weights)
-    label = _COUNTING if progress else None
-    threshold: float | dict[str, float]
-    if use_global_ranking:
-        rescore, dtype = (_scaled_by(importance), torch.float64) if weighted else (None, None)
-        selector = Ranked(tensors, rescore=rescore, dtype=dtype, progress=label).selector(tensors)
-        (line,) = selector.lines([removed])
-        threshold, bits = line.threshold, selector.bits(line)
-    else:
-        removals = removals_by_weight(numels, importance, removed)
-        threshold, bits = {}, {}
-        for name in tensors:
-            selector = Ranked(tensors, progress=label).selector([name])
-            (line,) = selector.lines([removals[name]])
-            threshold[name] = line.threshold
-            bits |= selector.bits(line)
-    mask = Mask.from_packed(bits, {name: tensor.shape for name, tensor in tensors.items()})
+    with _together(model):
+        tensors = _ranked_tensors(model, None, None, only_weights=True)
+        importance = _importance(tensors, layer_importance_weights or {})
+        numels = {name: tensor.numel() for name, tensor in tensors.items()}
+        removed = removed_count(target_sparsity, sum(numels.values()))
+        weighted = bool(layer_importance_weights)
+        ranked = Ranked(**_parts_of(tensors), progress=_COUNTING if progress else None)
+        threshold: float | dict[str, float]
+        with ranked.together(f"{target_sparsity}, {use_global_ranking}, {importance}"):
+            refuse_if_too_large("mask", ranked.tensors, check=check_memory)
+            if use_global_ranking:
+                if weighted:
+                    ranked = replace(ranked, rescore=_scaled_by(importance), dtype=torch.float64)
+                selector = ranked.selector(tensors)
+                (line,) = selector.lines([removed])
+                threshold, bits = line.threshold, selector.bits(line)
+            else:
+                removals = removals_by_weight(numels, importance, removed)
+                threshold, bits = {}, {}
+                for name in tensors:
+                    selector = ranked.selector([name])
+                    (line,) = selector.lines([removals[name]])
+                    threshold[name] = line.threshold
+                    bits |= selector.bits(line)
+            mask = ranked.mask(bits)
     if use_global_ranking:
         warn_of_collapse([mask])
     return LayerwiseTicket(
@@ -296,13 +300,34 @@ def _ranked_tensors(
     model: nn.Module | Mapping[str, torch.Tensor], include: Patterns, exclude: Patterns, *, only_weights: bool
 ) -> Mapping[str, torch.Tensor]:
     if isinstance(model, nn.Module):
-        reshard(model)
         return prunable_parameters(model, include, exclude, only_weights=only_weights)
     if include is not None or exclude is not None:
         raise ParameterSelectionError(
             "include and exclude choose among a model's parameters; of a mapping every tensor is ranked."
         )
     return dict(model)
+
+
+def _together(model: nn.Module | Mapping[str, torch.Tensor]) -> AbstractContextManager[None]:
+    """A block in which an error on one rank is one on all, if weights lie in parts on ranks."""
+    if isinstance(model, nn.Module):
+        reshard(model)
+    weights = model.parameters() if isinstance(model, nn.Module) else dict(model).values()
+    sharded = next((weight for weight in weights if is_sharded(weight)), None)
+    return nullcontext() if sharded is None else Ranks.world(sharded.device.type).together()
+
+
+class _Parts(TypedDict):
+    """Weights as this rank holds them."""
+
+    tensors: Mapping[str, torch.Tensor]
+    division: Division | None
+
+
+def _parts_of(tensors: Mapping[str, torch.Tensor]) -> _Parts:
+    """What this rank holds of tensors, and how they are spread; plain tensors as they are."""
+    division = Division.of(tensors)
+    return _Parts(tensors={name: local_of(tensor) for name, tensor in tensors.items()}, division=division)
 
 
 def _importance(tensors: Mapping[str, torch.Tensor], given: Mapping[str, float]) -> dict[str, float]:

@@ -109,6 +109,24 @@ def test_a_settled_run_stops_at_once_when_it_goes_on(tmp_path):
     assert again.ticket == bird.ticket
 
 
+def test_an_epoch_end_that_a_kill_has_cut_off_is_looked_at_when_training_goes_on(tmp_path):
+    """A checkpoint every so many steps may be that of an epoch's last step."""
+
+    def bird() -> EarlyBirdCallback:
+        return EarlyBirdCallback(stability_window=99, module="net")
+
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    fitted(LitClassifier(), tmp_path, whole := bird(), keep, max_epochs=3)
+    fitted(LitClassifier(mlp(1)), tmp_path, rest := bird(), ckpt=tmp_path / "step=4.ckpt", max_epochs=3)
+    for one in (whole, rest):
+        assert [(check["epoch"], check["step"]) for check in one.results["checkpoints"]] == [
+            *((0, 0), (1, 4), (2, 8), (3, 12)),
+        ]
+    assert [check["distances"] for check in whole.results["checkpoints"]] == [
+        check["distances"] for check in rest.results["checkpoints"]
+    ]
+
+
 def test_birds_of_two_sparsities_go_on_side_by_side(tmp_path):
     def pair() -> list[EarlyBirdCallback]:
         return [EarlyBirdCallback(one, check_every_steps=1, stability_window=99) for one in (0.3, 0.5)]

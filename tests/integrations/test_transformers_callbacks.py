@@ -22,6 +22,7 @@ from lottery_tickets.errors import (
     MaskAppliedError,
     MaskMismatchError,
     RunFolderError,
+    SparsityError,
     StateMismatchError,
     TrainingError,
 )
@@ -210,6 +211,8 @@ def test_two_birds_need_two_folders(tmp_path):
 def test_settings_are_checked_at_once_and_states_of_others_refused(tmp_path):
     with pytest.raises(TrainingError, match="check_every_steps is a positive integer"):
         EarlyBirdCallback(check_every_steps=0)
+    with pytest.raises(SparsityError, match="target_sparsity is one fraction"):
+        EarlyBirdCallback([0.3, 0.5])
     with pytest.raises(DetectionError, match="has not looked at any mask"):
         _ = EarlyBirdCallback().results
     assert EarlyBirdCallback().ticket is None

@@ -17,6 +17,7 @@ from lottery_tickets import Mask, _ranks, applied, apply_mask, create_magnitude_
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import DistributedError, MaskAppliedError, MaskError, MaskMismatchError, WeightsError
 from lottery_tickets.masks import ShardedMask, local_of
+from ranks import GoneError
 
 LAYOUTS = ("fsdp", "tensor parallel", "both", "replicated")
 
@@ -48,9 +49,9 @@ def shard(model: nn.Sequential, layout: str) -> nn.Sequential:
     from torch.distributed.tensor import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    size = torch.distributed.get_world_size()
     if layout == "replicated":
         return model
+    size = torch.distributed.get_world_size()
     if layout == "fsdp":
         mesh = init_device_mesh("cpu", (size,))
         fully_shard(model[2], mesh=mesh)
@@ -69,21 +70,21 @@ def digests(model: Any, **options: Any) -> list[str]:
         return [mask.digest() for mask in create_magnitude_mask(model, [0.3, 0.5, 0.9], progress=False, **options)]
 
 
-def digests_of_all(model: nn.Module) -> list[list[str]]:
-    found = [digests(model, scope=scope) for scope in ("global", "layer", "row")]
-    return [*found, [create_magnitude_mask(model, None, pattern="2:4", pattern_remainder="dense").digest()]]
+def digests_of_all(layout: str) -> list[list[str]]:
+    single, half, mixed = (shard(mlp(**one), layout) for one in ({}, {"dtype": torch.bfloat16}, {"mixed": True}))
+    found = [digests(model, scope=scope) for model in (single, half, mixed) for scope in ("global", "layer")]
+    found.append([create_magnitude_mask(single, 0.5, scope="row", progress=False).digest()])
+    found.append([create_magnitude_mask(mixed, None, pattern="2:4", pattern_remainder="dense").digest()])
+    return found
 
 
-MODELS = ({"dtype": torch.float32}, {"dtype": torch.bfloat16}, {"mixed": True})
-
-
-def draw(rank: int, layout: str) -> list[list[list[str]]]:
-    return [digests_of_all(shard(mlp(**options), layout)) for options in MODELS]
+def draw(rank: int, layout: str) -> list[list[str]]:
+    return digests_of_all(layout)
 
 
 @pytest.fixture(scope="module")
-def whole_digests() -> list[list[list[str]]]:
-    return [digests_of_all(mlp(**options)) for options in MODELS]
+def whole_digests() -> list[list[str]]:
+    return digests_of_all("replicated")
 
 
 @pytest.mark.parametrize(
@@ -225,6 +226,7 @@ def misuse(rank: int) -> list[str]:
         lambda: create_magnitude_mask(model, 0.5, allocation="owl"),
         lambda: create_magnitude_mask(model, 0.5 + 0.1 * rank),
         lambda: create_magnitude_mask(model, 0.5, include="0.bias" if rank else None),
+        lambda: create_magnitude_mask(model, 0.5, include="nowhere" if rank else None),
     ):
         try:
             call()
@@ -246,9 +248,23 @@ def test_what_makes_no_sense_is_refused_by_all(ranks):
         "SparsityError: allocation='owl' adds up the weights of whole tensors",
         "DistributedError: The ranks are asked for different things: rank 0 for sparsity=0.5, scope global",
         "DistributedError: The ranks speak of different tensors: the first that differs is ",
+        "ParameterSelectionError: include='nowhere' matches no parameter",
     )
     for told, start in zip(found[0], expected, strict=True):
         assert told.startswith(start)
+
+
+def draw_from_flat_pieces(rank: int) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(mlp(), device_id=torch.device("cpu"), use_orig_params=True)
+    create_magnitude_mask(model, 0.5)
+
+
+def test_flat_pieces_of_the_older_fsdp_are_refused(ranks):
+    for error in ranks(2).attempt(draw_from_flat_pieces):
+        assert isinstance(error, WeightsError)
+        assert "keeps flat pieces of weights under other names; shard it by torch.dist" in str(error)
 
 
 def draw_from_nan(rank: int, value: float, options: dict[str, Any]) -> None:
@@ -271,27 +287,91 @@ def test_infinity_ranks_highest(ranks):
     assert ranks(4).run(draw_from_nan, float("inf"), {}) == [None] * 4
 
 
-def be_killed(rank: int, folder: str) -> None:
+def be_killed(rank: int, folder: str, moment: tuple[str, int]) -> None:
     _ranks._ROLL_CALL_SECONDS = 1.0
-    model = shard(mlp(), "fsdp")
-    calls, counted = iter(range(100)), Ranks.sum
+    model, (call, number) = shard(mlp(), "fsdp"), moment
+    calls, called = iter(range(100)), getattr(Ranks, call)
 
-    def dying(self: Ranks, numbers: Any) -> Any:
-        if rank == 2 and next(calls) == 3:
+    def dying(self: Ranks, value: Any) -> Any:
+        if rank == 2 and next(calls) == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        return counted(self, numbers)
+        return called(self, value)
 
-    Ranks.sum = dying
+    setattr(Ranks, call, dying)
     create_magnitude_mask(model, 0.5, progress=False).save(Path(folder) / "ticket.safetensors")
 
 
-def test_a_rank_killed_while_counting_is_named_by_the_others(ranks, tmp_path):
+@pytest.mark.parametrize("moment", [("sum", 3), ("collect", 1)], ids=["counting", "saving"])
+def test_a_rank_that_is_killed_is_named_by_the_others(ranks, tmp_path, moment):
     before = create_magnitude_mask(mlp(), 0.25)
     before.save(tmp_path / "ticket.safetensors")
     with ranks.own(3) as world:
-        found = world.attempt(be_killed, str(tmp_path))
+        found = world.attempt(be_killed, str(tmp_path), moment)
+    assert isinstance(found[2], GoneError)
     for survivor in (0, 1):
         assert isinstance(found[survivor], DistributedError)
         assert "no answer from rank 2," in str(found[survivor])
     assert Mask.load(tmp_path / "ticket.safetensors") == before
     assert [path.name for path in tmp_path.iterdir()] == ["ticket.safetensors"]
+
+
+def draw_smollm2(rank: int, folder: str) -> list[str]:
+    from torch.distributed.fsdp import fully_shard
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    return [mask.digest() for mask in create_magnitude_mask(model, [0.5, 0.9], progress=False)]
+
+
+@pytest.mark.slow
+def test_smollm2_in_parts_has_the_mask_of_its_folder(ranks, smollm2_folder):
+    expected = [mask.digest() for mask in create_magnitude_mask(smollm2_folder, [0.5, 0.9], progress=False)]
+    for size in (1, 2, 4):
+        with ranks.own(size) as world:
+            assert world.run(draw_smollm2, str(smollm2_folder)) == [expected] * size
+
+
+def draw_layerwise(rank: int, layout: str) -> list[Any]:
+    from lottery_tickets import compute_layerwise_magnitude_ticket
+
+    model, told = shard(mlp(), layout), []
+    for by_rank in (True, False):
+        for importance in (None, {"2": 3.0}):
+            ticket = compute_layerwise_magnitude_ticket(model, 0.6, by_rank, importance, progress=False)
+            told.append([ticket["masks"].digest(), {**ticket, "masks": None}])
+    return told
+
+
+def test_layerwise_tickets_of_sharded_models_are_those_of_whole_ones(ranks):
+    expected = draw_layerwise(0, "replicated")
+    assert ranks(4).run(draw_layerwise, "both") == [expected] * 4
+
+
+def transposed() -> nn.Sequential:
+    """Layers that store their inputs first, in groups and not."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.ConvTranspose2d(8, 6, 2, groups=2), nn.ConvTranspose1d(6, 5, 3), nn.Conv2d(10, 4, 1))
+
+
+def draw_transposed(rank: int, dims: tuple[int, ...]) -> list[str]:
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    mesh, model = init_device_mesh("cpu", (4,) if len(dims) == 1 else (2, 2)), transposed()
+    for layer in model:
+        part = distribute_tensor(layer.weight.detach(), mesh, [Shard(dim) for dim in dims], src_data_rank=None)
+        layer.weight = nn.Parameter(part)
+    return digests_by_row_and_group(model)
+
+
+def digests_by_row_and_group(model: nn.Module) -> list[str]:
+    masks = create_magnitude_mask(model, [0.3, 0.7], scope="row", progress=False)
+    masks.append(create_magnitude_mask(model, None, pattern="1:2", progress=False))
+    return [mask.digest() for mask in masks]
+
+
+@pytest.mark.parametrize("dims", [(0,), (1,), (2,), (0, 1), (1, 0)])
+def test_rows_and_groups_lie_where_the_layer_says(ranks, dims):
+    assert ranks(4).run(draw_transposed, dims) == [digests_by_row_and_group(transposed())] * 4

@@ -15,7 +15,7 @@ import torch
 from lottery_tickets import Mask, compute_ticket_overlap
 from lottery_tickets.errors import MaskFileError, MissingExtraError, ReportError
 from lottery_tickets.reports import write_figures, write_report
-from lottery_tickets.reports._content import Curves, Matrix
+from lottery_tickets.reports._content import Curves, Intervals, Matrix
 from lottery_tickets.reports._numbers import duration, memory, percent, plain
 from lottery_tickets.reports._sources import document_of
 from lottery_tickets.reports._svg import safe_svg
@@ -23,6 +23,7 @@ from lottery_tickets.reports._vega import _labels
 from lottery_tickets.vision import DATASETS, NETWORKS, Images
 from reporting import HOSTILE
 from test_cli import fail, run, succeed, without  # noqa: F401  # a fixture among them
+from test_cli_imp import one_thread  # noqa: F401  # a fixture
 
 REPRODUCTION = Path(__file__).parents[2] / "benchmarks" / "results" / "reproduce.json"
 
@@ -123,19 +124,41 @@ def test_a_page_for_whatever_there_is(bird: Path, scores: Path, tmp_path: Path) 
 
 
 def test_criteria_beside_each_other(tmp_path: Path) -> None:
-    quality = {"perplexity": 12.0, "perplexity_interval": [11.0, 13.0], "sparsity": 0.5}
-    quality |= {"performance_retention": 0.9, "retention_interval": None}
-    row = {"criterion": "magnitude", "spread": "global", "quality": quality, "seconds_scoring": 0.0}
-    row |= {"seconds_drawing": 1.0, "peak_bytes": 1 << 20, "peak_device_bytes": None}
-    lost = {**row, "criterion": "fisher", "quality": {**quality, "perplexity": None, "perplexity_interval": None}}
+    def row(criterion: str, sparsity: float, perplexity: float | None) -> dict[str, Any]:
+        interval = None if perplexity is None else [perplexity - 1, perplexity + 1]
+        quality = {"perplexity": perplexity, "perplexity_interval": interval, "sparsity": sparsity}
+        quality |= {"performance_retention": 0.9, "retention_interval": None}
+        costs = {"seconds_scoring": 0.0, "seconds_drawing": 1.0, "peak_bytes": 1 << 20, "peak_device_bytes": None}
+        return {
+            "criterion": criterion,
+            "spread": "2:4" if sparsity == 0.5 else "global",
+            "quality": quality,
+            **costs,
+        }
+
+    rows = [
+        row("magnitude", 0.3, 12.0),
+        row("magnitude", 0.6, 20.0),
+        row("fisher", 0.3, None),
+        row("obd", 0.5, 11.0),
+    ]
     told = {"schema": "lottery-tickets.compare/1", "model": "m", "text": "t.txt", "windows": 4, "context": 512}
-    told |= {"confidence": 0.95, "dense": {"perplexity": 10.0}, "rows": [row, lost]}
+    told |= {"confidence": 0.95, "dense": {"perplexity": 10.0}, "rows": rows}
     path = tmp_path / "compared.json"
     path.write_text(json.dumps(told), encoding="utf-8")
     section = document_of([path]).sections[0]
-    assert "12, by magnitude" in section.conclusion
-    assert [[point.y for point in line.points] for line in section.figures[0].lines] == [[12.0], []]
-    assert [row[3].text for row in section.tables[0].rows] == ["12 [11, 13]", "not finite"]
+    assert "11, by obd" in section.conclusion
+    curves, alone = section.figures
+    assert isinstance(curves, Curves)
+    assert [[point.y for point in line.points] for line in curves.lines] == [[12.0, 20.0], []]
+    assert isinstance(alone, Intervals)
+    assert dict(zip(alone.names, [point.y for point in alone.points], strict=True)) == {"dense": 10.0, "obd": 11.0}
+    assert [row[3].text for row in section.tables[0].rows] == [
+        "12 [11, 13]",
+        "20 [19, 21]",
+        "not finite",
+        "11 [10, 12]",
+    ]
     assert "1.0 MiB" in write_report(path, tmp_path / "compared.html").read_text()
 
 

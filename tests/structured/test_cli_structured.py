@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from lottery_tickets import Mask, applied, create_magnitude_mask
-from lottery_tickets.cli import app
-from schemas import check_schema
+from test_cli import run, succeed
 from unit_networks import llama, tokens
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments):
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    check_schema(arguments[0], found)
-    return found
 
 
 @pytest.fixture

@@ -167,9 +167,7 @@ def stumbling(rank: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("function", "words"), [(killed, "rank 1"), (stumbling, "rank 1 failed: KeyError: 'no such label'")]
-)
+@pytest.mark.parametrize(("function", "words"), [(killed, "rank 1"), (stumbling, "rank 1 failed: KeyError")])
 def test_a_rank_that_ends_in_the_middle_of_a_pass_ends_the_others(ranks, function, words):
     with ranks.own(2) as own:
         first, second = own.attempt(function)

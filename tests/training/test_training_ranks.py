@@ -136,7 +136,7 @@ def test_all_samples_are_shared_out_once():
         parts = []
         for rank in range(size):
             shared = SharedBatches(batches)
-            shared._ranks.rank, shared.processes = rank, size
+            shared._rank, shared.processes = rank, size
             assert len(shared) == 3
             parts.append([labels.tolist() for _, labels in shared])
         found = [list(chain(*one)) for one in zip(*parts, strict=True)]

@@ -14,6 +14,7 @@ from lottery_tickets._batches._measure import (
     measure_mean,
     output_of,
     run,
+    with_samples,
 )
 from lottery_tickets._batches._units import SampleLosses
 
@@ -36,4 +37,5 @@ __all__ = [
     "samples_of",
     "size_of",
     "total",
+    "with_samples",
 ]

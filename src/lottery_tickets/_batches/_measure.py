@@ -26,6 +26,7 @@ from lottery_tickets._batches._calls import (
     described,
     is_pair,
     request_of,
+    size_of,
     with_decoder_inputs,
 )
 from lottery_tickets._batches._losses import (
@@ -134,15 +135,22 @@ def measure_mean(
         EvaluationError: No batches, or none with a label.
         BatchError: A batch of an unknown form.
     """
+    ranks = ranks or Ranks()
     with evaluating(model):
-        own = total([measure(model, batch, precision=precision, loss_fn=loss_fn) for batch in batches])
-    parts = [one for one in (ranks or Ranks()).gather(own) if one.samples]
+        there = with_samples(batches, ranks)
+        own = total([measure(model, batch, precision=precision, loss_fn=loss_fn) for batch in there])
+    parts = [one for one in ranks.gather(own) if one.samples]
     whole = total(parts)
     if not whole.units:
         raise EvaluationError(
             "There is nothing to measure: " + ("every label is ignored." if parts else "no batches came.")
         )
     return whole
+
+
+def with_samples(batches: Iterable[Any], ranks: Ranks) -> Iterator[Any]:
+    """Batches without those that are a rank's share of fewer samples than ranks, and empty."""
+    return (batch for batch in batches if ranks.size == 1 or size_of(batch))
 
 
 def batches_of(batch_or_loader: Any) -> Iterable[Any]:

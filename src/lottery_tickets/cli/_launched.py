@@ -44,13 +44,16 @@ def process_group(command: str, *, possible: bool) -> Iterator[ProcessGroup | No
 
     from lottery_tickets._ranks import Ranks
 
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
+    began = not dist.is_initialized()
+    if began:
+        backend = "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            backend = "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend)
     try:
         with Ranks.world().together():
             yield dist.group.WORLD
     finally:
-        dist.destroy_process_group()
+        if began:
+            dist.destroy_process_group()

@@ -59,7 +59,8 @@ def settings_in(folder: Path, text: str) -> Iterator[Path]:
     except Exception as error:
         another = isinstance(error, RunFolderError)
         if before is not None and another:
-            path.write_bytes(before)
+            with replacing(path) as temporary:
+                temporary.write_bytes(before)
         elif before is None and (another or [*folder.iterdir()] == [path]):
             path.unlink()
         for one in new:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lottery_tickets.cli._app import program
-from lottery_tickets.cli._launched import is_first, launched, process_group
+from lottery_tickets.cli._launched import is_first, process_group
 from lottery_tickets.cli._settings import settings_in, settings_text, take_settings
 from lottery_tickets.cli._told import json_text, told
 from lottery_tickets.errors import DistributedError, LotteryTicketError, MemoryPlanError
@@ -223,23 +223,19 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise
-    except MemoryPlanError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {error}\n--no-memory-check goes on all the same.", err=True)
-        raise typer.Exit(1) from None
-    except (LotteryTicketError, OSError) as error:
-        if debug:
-            raise
-        if launched() and not is_first():
-            # Rank 0 says what it was told; whether it is still there is another question.
-            if isinstance(error, DistributedError):
-                _fail(f"rank {os.environ['RANK']}: {error}")
-            raise typer.Exit(1) from None
-        _fail(_described(error))
     except Exception as error:
         if debug:
             raise
+        if not is_first():
+            # Rank 0 says what all were told, if it is still there.
+            if isinstance(error, DistributedError):
+                _fail(f"rank {os.environ['RANK']}: {error}")
+            raise typer.Exit(1) from None
+        if isinstance(error, MemoryPlanError):
+            typer.echo(f"error: {error}\n--no-memory-check goes on all the same.", err=True)
+            raise typer.Exit(1) from None
+        if isinstance(error, (LotteryTicketError, OSError)):
+            _fail(_described(error))
         _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
 
 
@@ -249,7 +245,8 @@ def _interruption(session: Session) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted: {session.resume}" if session.resume else "\ninterrupted", err=True)
+        if session.first:
+            typer.echo(f"\ninterrupted: {session.resume}" if session.resume else "\ninterrupted", err=True)
         raise typer.Exit(_INTERRUPTED) from None
 
 

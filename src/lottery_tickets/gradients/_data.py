@@ -41,6 +41,8 @@ class Samples:
         for batch in self._batches:
             came = True
             size = size_of(batch)
+            if not size and self._may_be_none:  # a share of fewer samples than ranks
+                continue
             if left is not None and size > left:
                 yield samples_of(batch, 0, left)
             else:

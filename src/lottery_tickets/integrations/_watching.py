@@ -16,7 +16,7 @@ from lottery_tickets._early_bird._settings import checked_settings
 from lottery_tickets._early_bird._subject import Weights
 from lottery_tickets._early_bird._watch import Watch
 from lottery_tickets.detection import Criterion
-from lottery_tickets.errors import DetectionError
+from lottery_tickets.errors import DetectionError, SparsityError
 from lottery_tickets.integrations._ranks import is_first, refuse_parts, told_by_first
 from lottery_tickets.masks import Mask, Patterns
 from lottery_tickets.runs import Json, decoded, encoded
@@ -64,6 +64,10 @@ class WatchingCallback:
             exclude=exclude,
             seed=seed,
         )
+        if len(self._settings.sparsities) > 1:
+            raise SparsityError(
+                f"target_sparsity is one fraction, got {target_sparsity!r}; give each a callback and a folder."
+            )
         self._stop = stop
         self._watch: Watch | None = None
         self._settled = False

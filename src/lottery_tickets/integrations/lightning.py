@@ -146,7 +146,8 @@ class EarlyBirdCallback(WatchingCallback, Callback):  # type: ignore[misc]
         loaded, self._loaded = self._loaded, None
         self._begin(submodule(pl_module, self._module))
         self._go_on(lambda: (loaded["values"], loaded["tensors"], loaded["lines"]) if loaded else None)
-        if self._due(epoch=None, step=trainer.global_step):
+        # The checkpoint of an epoch's last step is written before the epoch ends, and goes on after its end.
+        if self._due(epoch=_epochs_behind(trainer), step=trainer.global_step):
             self._look(trainer, pl_module)
         if self._settled and self._stop:
             trainer.should_stop = True
@@ -162,7 +163,8 @@ class EarlyBirdCallback(WatchingCallback, Callback):  # type: ignore[misc]
             self._look(trainer, pl_module)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch + (trainer.global_step > 0)
+        behind = _epochs_behind(trainer)
+        epoch = trainer.current_epoch + 1 if behind is None else behind
         figures = self._check(submodule(pl_module, self._module), epoch=epoch, step=trainer.global_step)
         for logger in trainer.loggers if is_first() else ():
             logger.log_metrics(figures, step=trainer.global_step)
@@ -261,6 +263,14 @@ class HoldMaskCallback(HoldingCallback, Callback):  # type: ignore[misc]
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go."""
         self.close()
+
+
+def _epochs_behind(trainer: Trainer) -> int | None:
+    """Whole epochs of optimizer steps; None inside one, or where an epoch has no length."""
+    if trainer.num_training_batches == float("inf"):
+        return None
+    steps = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+    return None if not steps or trainer.global_step % steps else trainer.global_step // steps
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:

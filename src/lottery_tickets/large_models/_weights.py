@@ -66,7 +66,7 @@ def map_weights(
     (see the guide "Models on disk").
 
     A checkpoint of `torch.distributed.checkpoint` is first copied into a temporary folder, tensor by tensor (see
-    the guide "Many ranks").
+    the guide "Masks of sharded models").
 
     Args:
         folder: A checkpoint folder; see `read_checkpoint`. Or one that `torch.distributed.checkpoint.save` wrote.

@@ -243,11 +243,20 @@ def _check_alike(ranks: Ranks, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let fully sharded modules go back to their shards, if a forward pass has left them whole."""
+    """Let fully sharded modules go back to their shards, if a forward pass has left them whole.
+
+    Raises:
+        WeightsError: Modules of the older FSDP, whose parameters do not say which weights they are.
+    """
     module = sys.modules.get("torch.distributed.fsdp")
-    if module is None or not hasattr(module, "FSDPModule"):
+    if module is None:
         return
-    for one in model.modules():
+    for name, one in model.named_modules():
+        if isinstance(one, module.FullyShardedDataParallel):
+            raise WeightsError(
+                f"{name or type(model).__name__} is a FullyShardedDataParallel, which keeps flat pieces of "
+                "weights under other names; shard it by torch.distributed.fsdp.fully_shard."
+            )
         if isinstance(one, module.FSDPModule):
             one.reshard()
 

@@ -6,7 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lottery_tickets.reports._content import Axis, Cell, Curves, Fact, Figure, Level, Line, Point, Section, Table
+from lottery_tickets.reports._content import (
+    Axis,
+    Cell,
+    Curves,
+    Fact,
+    Figure,
+    Intervals,
+    Level,
+    Line,
+    Point,
+    Section,
+    Table,
+)
 from lottery_tickets.reports._numbers import duration, memory, percent, plain
 
 Results = Mapping[str, Any]
@@ -105,20 +117,28 @@ def _by_criterion(rows: Sequence[Mapping[str, Any]]) -> Measured:
     return found
 
 
-def _perplexities(slug: str, title: str, found: Measured, results: Results) -> Curves:
+def _perplexities(slug: str, title: str, found: Measured, results: Results) -> Figure:
     lines = [
         Line(name, [Point(x, y, *(interval or (None, None))) for x, y, interval in values if y is not None])
         for name, values in found.items()
     ]
-    return Curves(
+    windows = f"On {plain(results['windows'])} windows of {plain(results['context'])} tokens."
+    intervals = f"{results['confidence']:.0%} intervals over windows. Less is better."
+    dense, axis = results["dense"]["perplexity"], Axis("perplexity", scale="log")
+    places = {point.x for line in lines for point in line.points}
+    if len(places) > 1:
+        summary = f"{windows} Bands: {intervals}"
+        return Curves(slug, title, summary, _SPARSITY, axis, lines, [Level(dense, "dense")])
+    there = [line for line in lines if line.points]
+    return Intervals(
         slug,
-        title,
-        f"On {plain(results['windows'])} windows of {plain(results['context'])} tokens. Bands: "
-        f"{results['confidence']:.0%} intervals over windows. Less is better.",
-        _SPARSITY,
-        Axis("perplexity", scale="log"),
-        lines,
-        [Level(results["dense"]["perplexity"], "dense")],
+        title.replace("over sparsity", "of one sparsity"),
+        f"{windows} Lines: {intervals}",
+        axis,
+        "criterion",
+        ["dense", *(line.name for line in there)],
+        [Point(0, dense), *(line.points[0] for line in there)],
+        "dense",
     )
 
 

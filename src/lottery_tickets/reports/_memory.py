@@ -22,6 +22,8 @@ def memory_bars(plan: Mapping[str, Any], measured: int | None) -> Bars:
     summary = "What the operation was planned to take at its worst moment, item by item."
     if plan["turns"]:
         summary += " Some items come when others are gone, so that the total is less than their sum."
+    if plan["traced"]:
+        summary += " Activations are an estimate."
     if measured is not None:
         shown["measured"] = measured
         summary += " Measured: the most that the process had, less what it had before the model was loaded."

@@ -159,6 +159,8 @@ def _(figure: Intervals, panel: Any) -> None:
         )
     panel.set_yticks(range(len(figure.names)), [_literal(name) for name in figure.names])
     panel.set_ylim(len(figure.names) - 0.5, -0.5)
+    if figure.axis.scale == "log":
+        panel.set_xscale("log")
     panel.set_xlabel(figure.axis.title)
     panel.xaxis.set_major_formatter(_formatter(figure.axis))
     _quiet(panel, "x")

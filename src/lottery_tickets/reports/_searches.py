@@ -77,7 +77,7 @@ def _section(
     masks: Mapping[str, Mask],
 ) -> Section:
     looks, sparsity = result["checkpoints"], result["target_sparsity"]
-    figures: list[Figure] = [_settling(looks)]
+    figures: list[Figure] = [_settling(looks)] if len(looks) > 1 else []
     checks = load_tickets({name: path for path, name in masks_of_checks(folder / "state", result).items()})
     if len(checks) > 1:
         figures.append(figure_of_distances(checks, result))

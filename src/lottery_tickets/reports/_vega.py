@@ -201,7 +201,7 @@ def _axis(axis: Axis, width: int) -> Spec:
     elif axis.spelling.__name__ == "memory":
         shown["labelExpr"] = "format(datum.value / 1048576, ',.3~r') + ' MiB'"
     else:
-        shown["labelExpr"] = "abs(datum.value) >= 1e6 ? format(datum.value, '.1~s') : format(datum.value, ',.6~r')"
+        shown["labelExpr"] = "abs(datum.value) >= 1e6 ? format(datum.value, '.0e') : format(datum.value, ',.6~r')"
     shown["tickCount"] = 6 if width == WIDE else 4
     return shown
 
@@ -279,7 +279,7 @@ def _(figure: Intervals, width: int) -> Spec:
     y = {"field": "place", "type": "ordinal", "axis": {**_names_axis(figure.names, width), "grid": True}}
     x = {
         "type": "quantitative",
-        "scale": {"zero": False, "nice": True},
+        "scale": {"type": figure.axis.scale, "zero": False, "nice": True},
         "axis": {**_axis(figure.axis, width), "grid": False},
     }
     colour = {"condition": {"test": "datum.first", "value": _SERIES[1]}, "value": _SERIES[0]}

@@ -18,7 +18,6 @@ from lottery_tickets.sparsity._counting import Ladder, count_pairs, rank_among
 from lottery_tickets.sparsity._drawing import (
     Allocation,
     PatternRemainder,
-    Ranked,
     Rule,
     Scope,
     draw_masks,
@@ -29,6 +28,7 @@ from lottery_tickets.sparsity._lamp import lamp_removals
 from lottery_tickets.sparsity._layouts import Layout, layouts_of
 from lottery_tickets.sparsity._outliers import outlier_shares
 from lottery_tickets.sparsity._quantile import compute_histogram_quantile
+from lottery_tickets.sparsity._ranked import Ranked
 from lottery_tickets.sparsity._selection import Line, NanPolicy, Selection
 from lottery_tickets.sparsity._sorting import Sorting
 

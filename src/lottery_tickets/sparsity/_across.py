@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from lottery_tickets.masks import Division
 from lottery_tickets.sparsity import _counting
-from lottery_tickets.sparsity._blocks import Block, Reduce, Weights
+from lottery_tickets.sparsity._blocks import INTEGERS, Block, Reduce, Weights, common_dtype, rankable
 from lottery_tickets.sparsity._counting import Counts
 
 # Sums of bins, or counts up to a place, that are told at a time; a power of two.
@@ -29,6 +31,15 @@ class Drawn(NamedTuple):
 
     quotas: Counts
     removed: dict[str, int]
+
+
+def agreed_dtype(tensors: Mapping[str, torch.Tensor], reduce: Reduce) -> torch.dtype:
+    """What the weights of all ranks are compared in: a rank may hold none, or not of every type."""
+    numels = dict.fromkeys(INTEGERS, 0)
+    for tensor in rankable(tensors).values():
+        numels[tensor.dtype] += tensor.numel()
+    held = reduce(np.array(list(numels.values()), np.int64))
+    return common_dtype(dtype for dtype, numel in zip(numels, held, strict=True) if numel)
 
 
 def locate(
@@ -122,16 +133,13 @@ class Ties:
     def _ties_before(self, tensor: int, line: int, place: int) -> int:
         """How many of this rank's ties lie before a place of the whole tensor."""
         stop = self.division.shards[self.weights.names[tensor]].before(place)
-        count, key = 0, self.keys[line]
-        for number, block in enumerate(self.weights.blocks):
-            if block.tensor != tensor or block.start >= stop:
-                continue
-            if block.stop <= stop:
-                count += int(self.from_key[number, line] - self.above_key[number, line])
-            else:
-                part = self.weights.integers(Block(tensor, block.start, stop))
-                from_key, above = _counting.above(part, [key - 1, key]).tolist()
-                count += from_key - above
+        first, last = np.searchsorted(self._tensors, [tensor, tensor + 1]).tolist()
+        whole = first + sum(block.stop <= stop for block in self.weights.blocks[first:last])
+        count = int((self.from_key[first:whole, line] - self.above_key[first:whole, line]).sum())
+        if whole < last and (start := self.weights.blocks[whole].start) < stop:
+            part, key = self.weights.integers(Block(tensor, start, stop)), self.keys[line]
+            from_key, above_key = _counting.above(part, [key - 1, key]).tolist()
+            count += from_key - above_key
         return count
 
     def _by_tensor(self, counts: Counts) -> Counts:
@@ -149,10 +157,10 @@ class Ties:
         split: Counts = np.clip(quotas[tensors] - (ended - ended[firsts]), 0, ties)
         return split
 
-    @property
+    @cached_property
     def _tensors(self) -> Counts:
         return np.array([block.tensor for block in self.weights.blocks], np.int64)
 
-    @property
+    @cached_property
     def _counted(self) -> Counts:
         return np.array([name in self.division.counted for name in self.weights.names], np.int64)

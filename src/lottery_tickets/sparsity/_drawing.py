@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from lottery_tickets.errors import LayerCollapseWarning, SparsityError, WeightsError
-from lottery_tickets.masks import Division, Mask, PackedBits, ShardedMask
+from lottery_tickets.masks import Mask, PackedBits
 from lottery_tickets.sparsity._allocation import (
-    Selector,
     bits_above_floor,
     check_sparsity,
     erk_removals,
@@ -26,90 +24,18 @@ from lottery_tickets.sparsity._allocation import (
     removed_count,
     uniform_removals,
 )
-from lottery_tickets.sparsity._blocks import Pages, Rescore, Weights, rankable, reading_ahead, refuse_nan
+from lottery_tickets.sparsity._blocks import Pages, rankable, reading_ahead, refuse_nan
 from lottery_tickets.sparsity._lamp import lamp_removals
-from lottery_tickets.sparsity._layouts import Layout
 from lottery_tickets.sparsity._outliers import outlier_shares
 from lottery_tickets.sparsity._patterns import NMPattern, bits_by_pattern
 from lottery_tickets.sparsity._pieces import bits_by_pattern_among, bits_by_row_among
+from lottery_tickets.sparsity._ranked import Ranked
 from lottery_tickets.sparsity._rows import bits_by_row
-from lottery_tickets.sparsity._selection import NanPolicy, Selection
-from lottery_tickets.sparsity._sorting import Sorting
 
 Scope = Literal["global", "layer", "row"]
 NamedAllocation = Literal["global", "uniform", "erk", "lamp", "owl"]
 Allocation = NamedAllocation | Mapping[str, float] | None
 PatternRemainder = Literal["error", "dense"]
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Weights, and how they rank.
-
-    Attributes:
-        tensors: Name to weights or scores, of a sharded model this rank's parts; the magnitude ranks.
-        layouts: Where each keeps its inputs; `Layout()` for those not named.
-        rescore: What ranks in the place of the magnitude; see `Weights`.
-        dtype: What it is compared in.
-        nan: "raise" refuses NaN, "prune" ranks it below everything.
-        use_histogram: Draw lines by counting; else by sorting, to the same bits.
-        pages: What is told where weights will be read, if they lie in files.
-        division: How tensors of which these are parts are spread over ranks; None if they are whole.
-        progress: Name of a progress bar; None for none.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    layouts: Mapping[str, Layout] = field(default_factory=dict)
-    rescore: Rescore | None = None
-    dtype: torch.dtype | None = None
-    nan: NanPolicy = "raise"
-    use_histogram: bool = True
-    pages: Pages | None = None
-    division: Division | None = None
-    progress: str | None = None
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Name to the shape of the whole tensor."""
-        if self.division is not None:
-            return {name: self.division.shards[name].shape for name in self.tensors}
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
-
-    @property
-    def numels(self) -> dict[str, int]:
-        """Name to the number of weights of the whole tensor."""
-        return {name: shape.numel() for name, shape in self.shapes.items()}
-
-    def selector(self, names: Iterable[str]) -> Selector:
-        """What draws lines through some of the tensors.
-
-        Raises:
-            SparsityError: Sorting what lies on several ranks.
-        """
-        tensors = {name: self.tensors[name] for name in names}
-        if self.use_histogram:
-            make = partial(Selection, division=self.division, pages=self.pages, progress=self.progress)
-            return make(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
-        if self.division is not None:
-            raise SparsityError(
-                "use_histogram=False sorts all weights in one place, and these lie on several ranks. Leave it at "
-                "True, which gives the same bits."
-            )
-        return Sorting(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
-
-    def weights(self, tensors: Mapping[str, torch.Tensor]) -> Weights:
-        """Tensors, or parts of them by the same names, as integers that rank."""
-        return Weights(
-            tensors,
-            rescore=self.rescore,
-            dtype=self.dtype,
-            nan_first=self.nan == "prune",
-            pages=self.pages,
-        )
-
-    def layout(self, name: str) -> Layout:
-        """Where this tensor keeps its inputs."""
-        return self.layouts.get(name, Layout())
 
 
 @dataclass(frozen=True)
@@ -198,17 +124,9 @@ def draw_masks(ranked: Ranked, sparsity: float | Sequence[float] | None, rule: R
         WeightsError: NaN, or weights that have no magnitudes to rank.
         DistributedError: Another rank failed.
     """
-    division = ranked.division
-    if division is None:
+    with ranked.together(f"sparsity={sparsity}, {rule}, nan={ranked.nan!r}"):
         bits, single = _drawn(ranked, sparsity, rule)
-        return [Mask.from_packed(found, ranked.shapes) for found in bits], single
-    with division.ranks.together():
-        division.ranks.check_asked_alike(f"sparsity={sparsity}, {rule}, nan={ranked.nan!r}")
-        if not division.ranks.first:
-            ranked = replace(ranked, progress=None)
-        bits, single = _drawn(ranked, sparsity, rule)
-        # A sharded mask answers as a mask does in all but what it holds here.
-        return [cast(Mask, ShardedMask.from_packed(found, division)) for found in bits], single
+        return [ranked.mask(found) for found in bits], single
 
 
 def _drawn(
@@ -243,7 +161,7 @@ def extremes(tensors: Mapping[str, torch.Tensor], *, pages: Pages | None = None)
                 low, high = torch.aminmax(tensor)
             found[name] = (float(low), float(high))
     holding = [name for name, (low, _) in found.items() if math.isnan(low)]
-    refuse_nan({name: int(tensors[name].isnan().sum()) for name in holding})
+    refuse_nan({name: _count_nan(tensors[name]) for name in holding})
     return found
 
 
@@ -366,11 +284,16 @@ def _refuse_nan(ranked: Ranked) -> None:
         extremes(ranked.tensors, pages=ranked.pages)
         return
     division = ranked.division
-    counts = [
-        int(tensor.isnan().sum()) if name in division.counted else 0 for name, tensor in ranked.tensors.items()
-    ]
+    counts = [_count_nan(tensor) if name in division.counted else 0 for name, tensor in ranked.tensors.items()]
     found = division.ranks.sum(np.array(counts, np.int64)).tolist()
     refuse_nan(dict(zip(ranked.tensors, found, strict=True)))
+
+
+def _count_nan(tensor: torch.Tensor) -> int:
+    """How many; only where there are some are they told apart, a byte for each weight."""
+    if not tensor.numel() or not math.isnan(float(torch.aminmax(tensor).min)):
+        return 0
+    return int(tensor.isnan().sum())
 
 
 def _check_summable(ranked: Ranked, allocation: str) -> None:

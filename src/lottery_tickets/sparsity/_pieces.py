@@ -64,9 +64,9 @@ def bits_by_row_among(
     length = shape.numel() // len(quotas)
     parts = [rows for rows in _rows_of(division.shards[name], tensor, kept, layout) if rows.weights.numel()]
     if _anywhere(any(len(rows.places) < length for rows in parts), division):
-        # Numbers of an empty part would be taken for float32's.
-        width = make({name: tensor.new_zeros(1)}).width
-        _RowSearch(name, parts, make, division).decide(quotas, (1 << width) - 1, length)
+        # An empty part's numbers would be taken for float32's.
+        largest = make({name: tensor.new_zeros(1)}).infinity
+        _RowSearch(name, parts, make, division).decide(quotas, largest, length)
     else:
         for rows in parts:
             decide_rows(make({name: rows.weights}), quotas[rows.numbers], _placing(rows.kept))

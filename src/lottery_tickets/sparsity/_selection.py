@@ -25,16 +25,13 @@ import torch
 from lottery_tickets.errors import SparsityError, WeightsError
 from lottery_tickets.masks import Division, PackedBits, packed_size
 from lottery_tickets.sparsity import _counting
-from lottery_tickets.sparsity._across import Ties, locate
+from lottery_tickets.sparsity._across import Ties, agreed_dtype, locate
 from lottery_tickets.sparsity._blocks import (
-    INTEGERS,
     Block,
     Pages,
     Reduce,
     Rescore,
     Weights,
-    common_dtype,
-    rankable,
     refuse_nan,
 )
 from lottery_tickets.sparsity._counting import LEADING, Bracketed, Counts, Ladder
@@ -115,7 +112,7 @@ class Selection:
         if division is not None:
             reduce = division.ranks.sum
         if reduce is not None and dtype is None:
-            dtype = _agreed_dtype(tensors, reduce)
+            dtype = agreed_dtype(tensors, reduce)
         self._weights = Weights(tensors, rescore=rescore, dtype=dtype, nan_first=nan == "prune", pages=pages)
         self._reduce = reduce
         self._division = division
@@ -435,15 +432,6 @@ class _Budget:
     @property
     def spent(self) -> bool:
         return self._left < 0
-
-
-def _agreed_dtype(tensors: Mapping[str, torch.Tensor], reduce: Reduce) -> torch.dtype:
-    """What the weights of all ranks are compared in: a rank may hold none, or not of every type."""
-    numels = dict.fromkeys(INTEGERS, 0)
-    for tensor in rankable(tensors).values():
-        numels[tensor.dtype] += tensor.numel()
-    held = reduce(np.array(list(numels.values()), np.int64))
-    return common_dtype(dtype for dtype, numel in zip(numels, held, strict=True) if numel)
 
 
 def _locate(counts: Counts, rank: int) -> tuple[int, int]:

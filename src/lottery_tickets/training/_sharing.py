@@ -42,14 +42,15 @@ class SharedBatches:
 
     def __init__(self, dataloader: Any, process_group: dist.ProcessGroup | None = None) -> None:
         self.dataloader = batches_of(dataloader)
-        self._ranks = Ranks(process_group)
-        self.processes = self._ranks.size
+        # Their numbers, and not the group: gloo may abort a process that still has one when it ends.
+        ranks = Ranks(process_group)
+        self._rank, self.processes = ranks.rank, ranks.size
 
     def __len__(self) -> int:
         return len(self.dataloader)  # type: ignore[arg-type]  # the loader's own error where it has none
 
     def __iter__(self) -> Iterator[Any]:
-        rank, processes = self._ranks.rank, self.processes
+        rank, processes = self._rank, self.processes
         for batch in self.dataloader:
             size = size_of(batch)
             yield samples_of(batch, size * rank // processes, size * (rank + 1) // processes)
