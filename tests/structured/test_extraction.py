@@ -18,6 +18,7 @@ from lottery_tickets import (
     create_structured_mask,
     embed_subnetwork,
     extract_subnetwork,
+    held,
 )
 from lottery_tickets._structured._checking import relative_error, tensors_in
 from lottery_tickets._structured._drawing import units_of
@@ -59,7 +60,7 @@ def check_same(model, mask, inputs, *, loadable=True):
     return small
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(
     channels=st.sampled_from([4, 6, 8]),
     inner=st.sampled_from([2, 6]),
@@ -82,25 +83,24 @@ def test_convolutions(channels, inner, hidden, seed):
 def transformers():
     """Model, its inputs, and units by kind."""
     found = []
-    for model in (llama(), llama(attention="eager"), bert()):
+    for model in (llama(), bert()):
         found.append((model, {kind: units_of(model, kind, tokens()) for kind in ("head", "neuron")}))
     return found
 
 
-@pytest.mark.parametrize("number", range(3), ids=["llama", "eager", "bert"])
+@pytest.mark.parametrize("number", range(2), ids=["llama", "bert"])
 @pytest.mark.parametrize("kind", ["head", "neuron"])
 def test_transformers_of_any_shape(transformers, number, kind):
     model, units = transformers[number]
-    for seed in range(4):
+    for seed in range(2):
         check_same(model, random_mask(model, units[kind], seed), tokens(), loadable=False)
 
 
-@pytest.mark.parametrize("kind", ["head", "neuron"])
-def test_from_pretrained_opens_a_llama(kind, tmp_path):
+def test_from_pretrained_opens_a_llama(tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = llama()
-    for unit in (kind, "neuron" if kind == "head" else "head"):
+    for unit in ("head", "neuron"):
         mask = create_structured_mask(model, 0.25, unit=unit, count="units", allocation="uniform")
         model = check_same(model, mask, tokens())
     model.save_pretrained(tmp_path)
@@ -154,6 +154,23 @@ def test_a_smaller_network_trains_and_goes_back():
     assert all(not large.get_parameter(name)[~bits].any() for name, bits in mask.items())
     again = extract_subnetwork(large, mask)
     assert all(torch.equal(one, other) for one, other in zip(small.parameters(), again.parameters(), strict=True))
+
+
+def test_a_held_ticket_is_the_smaller_network():
+    """Trained under its mask, biases and scales held too, the large network is what extraction leaves of it."""
+    model = scattered(Residual())
+    mask = create_structured_mask(model, 0.4, example_inputs=image())
+    with held(model, mask):
+        model.train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(image()).square().sum().backward()
+            optimizer.step()
+    model.eval()
+    assert all(not model.get_parameter(name)[~bits].any() for name, bits in mask.items())
+    small = extract_subnetwork(model, mask)
+    assert relative_error(outputs(model, image()), outputs(small, image())) <= 1e-5
 
 
 def test_modes_types_and_ties_stay():

@@ -33,6 +33,7 @@ def test_a_smaller_network(tmp_path):
     check(computed(tmp_path / "small.onnx", more), small(more))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [llama, bert])
 def test_a_smaller_transformer(make, tmp_path):
     model = make()

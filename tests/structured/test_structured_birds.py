@@ -40,7 +40,7 @@ OPTIONS = {"target_sparsity": [0.3, 0.5, 0.7], "structure": "channel", "bn_l1": 
 
 def test_three_sparsities_of_channels_at_once():
     model = network()
-    results = compute_early_bird_tickets(model, batches(), max_epochs=4, **OPTIONS)
+    results = compute_early_bird_tickets(model, batches(), max_epochs=3, **OPTIONS)
     for result, gone in zip(results, (4, 7, 10), strict=True):
         mask = result["final_mask"]
         kept = mask.units.kept_in(mask)
@@ -66,7 +66,7 @@ def test_the_last_mask_is_what_the_trained_scales_give():
 
 
 def test_a_killed_run_goes_on(tmp_path):
-    whole = compute_early_bird_tickets(network(), batches(), max_epochs=4, **OPTIONS)
+    whole = compute_early_bird_tickets(network(), batches(), max_epochs=2, **OPTIONS)
     model = network()
     seen = 0
 
@@ -77,17 +77,17 @@ def test_a_killed_run_goes_on(tmp_path):
         def __iter__(self):
             nonlocal seen
             seen += 1
-            if seen == 4:  # the first is to trace the model with
+            if seen == 3:  # the first is to trace the model with
                 raise KilledError
             return super().__iter__()
 
     with pytest.raises(KilledError):
-        compute_early_bird_tickets(model, Killing(batches()), max_epochs=4, run_dir=tmp_path, **OPTIONS)
+        compute_early_bird_tickets(model, Killing(batches()), max_epochs=2, run_dir=tmp_path, **OPTIONS)
     resumed = compute_early_bird_tickets(
-        network(), Killing(batches()), max_epochs=4, run_dir=tmp_path, save_masks=True, **OPTIONS
+        network(), Killing(batches()), max_epochs=2, run_dir=tmp_path, save_masks=True, **OPTIONS
     )
     assert [one["final_mask"] for one in resumed] == [one["final_mask"] for one in whole]
-    saved = Mask.load(next((tmp_path / "masks").glob("check-0004-0.3*")))
+    saved = Mask.load(next((tmp_path / "masks").glob("check-0002-0.3*")))
     assert saved.units is not None
     assert saved.metadata["criterion"] == "bn_scale"
 

@@ -36,6 +36,14 @@ IncludeOption = Annotated[
 ExcludeOption = Annotated[list[str] | None, typer.Option(help="Leave parameters of this name whole. Repeatable.")]
 
 
+class Unit(str, Enum):
+    """What leaves a network whole."""
+
+    channel = "channel"
+    head = "head"
+    neuron = "neuron"
+
+
 class Dtype(str, Enum):
     """Data type to load the weights in."""
 

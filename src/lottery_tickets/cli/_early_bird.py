@@ -17,6 +17,7 @@ from lottery_tickets.cli._arguments import (
     DtypeOption,
     ExcludeOption,
     IncludeOption,
+    Unit,
     chosen_device,
 )
 from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval
@@ -44,14 +45,6 @@ class Optimizer(str, Enum):
     sgd = "sgd"
     adamw = "adamw"
     adamw8bit = "adamw8bit"
-
-
-class Structure(str, Enum):
-    """Units that leave whole."""
-
-    channel = "channel"
-    head = "head"
-    neuron = "neuron"
 
 
 @command(
@@ -116,7 +109,7 @@ def early_bird(
         int | None, typer.Option(min=1, help="Epochs to train ticket and controls; default: --epochs.")
     ] = None,
     structure: Annotated[
-        Structure | None,
+        Unit | None,
         typer.Option(help="Watch and remove whole units, not weights; the sparsity is the share of them."),
     ] = None,
     bn_l1: Annotated[

@@ -17,18 +17,11 @@ from lottery_tickets.cli._arguments import (
     ModelArgument,
     OtherWeightsOption,
     TicketArgument,
+    Unit,
     check_weights,
     model_name,
 )
 from lottery_tickets.cli._shell import Report, Session, command
-
-
-class Unit(str, Enum):
-    """What leaves whole."""
-
-    head = "head"
-    neuron = "neuron"
-    channel = "channel"
 
 
 class Spread(str, Enum):
