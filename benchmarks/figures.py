@@ -1,4 +1,4 @@
-"""Draw docs/figures/ from benchmarks/results/reproduce.json.
+"""Draw docs/figures/ from benchmarks/results/.
 
     python benchmarks/figures.py
 
@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-RESULTS = Path(__file__).parent / "results" / "reproduce.json"
+RESULTS = Path(__file__).parent / "results"
 FOLDER = Path(__file__).parent.parent / "docs" / "figures"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#333333")  # Okabe and Ito's
 MARKERS = "osD^"
@@ -74,7 +74,48 @@ def cnn(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def channels(results: Mapping[str, Any]) -> Figure:
+    """Accuracy of whole trainings against their arithmetic."""
+    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    panel = figure.subplots()
+    ways: dict[str, list[Mapping[str, Any]]] = {}
+    for name, row in results["rows"].items():
+        way, _, share = name.rpartition(" ")
+        ways.setdefault(way or name, []).append({**row, "share": share})
+    for turn, (way, rows) in enumerate(ways.items()):
+        places = [row["operations_ratio"] for row in rows]
+        means = [100 * row["accuracy"] for row in rows]
+        low, high = zip(*(row["accuracy_interval"] for row in rows), strict=True)
+        panel.errorbar(
+            places,
+            means,
+            yerr=[
+                [mean - 100 * one for mean, one in zip(means, low, strict=True)],
+                [100 * one - mean for mean, one in zip(means, high, strict=True)],
+            ],
+            color=COLOURS[turn % len(COLOURS)],
+            marker=MARKERS[turn % len(MARKERS)],
+            markersize=4,
+            linewidth=1.2,
+            elinewidth=0.8,
+            capsize=1.5,
+            label=way,
+        )
+        for place, mean, row in zip(places, means, rows, strict=True):
+            if row["share"].startswith("0."):
+                panel.annotate(row["share"], (place, mean), (4, 4), textcoords="offset points", fontsize="x-small")
+    panel.set_xlabel("multiplications of the whole training, times dense training's")
+    panel.set_ylabel("test accuracy, %")
+    panel.legend(frameon=False, fontsize="small", loc="lower right")
+    _plain(panel)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure]] = {"lenet": lenet, "cnn": cnn}
+
+
+# Of a whole results file each.
+WHOLE: dict[str, Callable[[Mapping[str, Any]], Figure]] = {"early_bird_channels": channels}
 
 
 def digest(results: Mapping[str, Any]) -> str:
@@ -126,17 +167,28 @@ def _plain(panel: Any) -> None:
     panel.grid(axis="y", alpha=0.25, linewidth=0.6)
 
 
+def told_of(name: str) -> Any:
+    """A results file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def save(path: Path, results: Mapping[str, Any], draw: Callable[[Mapping[str, Any]], Figure]) -> None:
+    """Draw a figure, with the digest of what it was drawn from."""
+    with mpl.rc_context(STYLE):
+        about = {"Date": None, "Description": f"sha256 {digest(results)}"}
+        draw(results).savefig(path, format="svg", metadata=about)
+    print(path)
+
+
 def main() -> None:
     """Draw what there are results of."""
-    told = json.loads(RESULTS.read_text(encoding="utf-8"))
+    told = told_of("reproduce")
     FOLDER.mkdir(exist_ok=True)
     for name, draw in FIGURES.items():
         if name in told:
-            path = FOLDER / f"reproduction-{name}.svg"
-            with mpl.rc_context(STYLE):
-                about = {"Date": None, "Description": f"sha256 {digest(told[name])}"}
-                draw(told[name]).savefig(path, format="svg", metadata=about)
-            print(path)
+            save(FOLDER / f"reproduction-{name}.svg", told[name], draw)
+    for name, draw in WHOLE.items():
+        save(FOLDER / f"{name.replace('_', '-')}.svg", told_of(name), draw)
 
 
 if __name__ == "__main__":

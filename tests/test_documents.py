@@ -148,6 +148,9 @@ def test_figures_are_drawn_from_the_results():
     for name in figures["FIGURES"]:
         drawn = (ROOT / "docs" / "figures" / f"reproduction-{name}.svg").read_text(encoding="utf-8")
         assert figures["digest"](results[name]) in drawn
+    for name in figures["WHOLE"]:
+        drawn = (ROOT / "docs" / "figures" / f"{name.replace('_', '-')}.svg").read_text(encoding="utf-8")
+        assert figures["digest"](figures["told_of"](name)) in drawn
 
 
 @pytest.mark.parametrize("page", AROUND + PAGES, ids=lambda page: page.name)

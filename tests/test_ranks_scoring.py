@@ -11,8 +11,10 @@ import torch.distributed as dist
 from torch import nn
 
 from lottery_tickets import (
+    compute_early_bird_tickets,
     compute_lottery_ticket_qualities,
     compute_lottery_ticket_quality,
+    compute_ticket_overlap,
     create_importance_mask,
     create_magnitude_mask,
     importance_scoring,
@@ -244,3 +246,41 @@ def test_what_one_rank_cannot_measure_is_an_error_on_all(ranks, how, kind, words
     for answer in ranks(2).attempt(failing, how):
         assert type(answer) is kind
         assert words in str(answer)
+
+
+# --- A language model ---
+
+
+def texts() -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [{"input_ids": torch.randint(1000, (2, 12), generator=generator)} for _ in range(2)]
+
+
+def of_a_language_model(rank: int, folder: Path) -> dict[str, Any]:
+    from lottery_tickets.large_models import load_model
+
+    model, group = load_model(folder, torch.float32, progress=False), dist.group.WORLD
+    scores = importance_scoring.compute_wanda_importance(model, [texts()[rank]], process_group=group)
+    sums = {name: float(one.sum(dtype=torch.float64)) for name, one in scores.items()}
+    digest = create_importance_mask(scores, 0.5, scope="row").digest()
+    del scores
+    shares = SharedBatches(texts(), group)
+    options = {"learning_rate": 0.01, "max_epochs": 1, "progress": False, "check_every_steps": 2}
+    found = compute_early_bird_tickets(model, shares, process_group=group, **options)
+    return {"sums": sums, "digest": digest, "ticket": found["final_mask"], "loss": found["training"]["mean_loss"]}
+
+
+@pytest.mark.slow
+def test_a_language_model_is_scored_and_trained_as_on_one_process(ranks, smollm2, smollm2_folder):
+    wanda = importance_scoring.compute_wanda_importance(smollm2, texts())
+    options = {"learning_rate": 0.01, "max_epochs": 1, "progress": False, "check_every_steps": 2}
+    alone = compute_early_bird_tickets(smollm2, texts(), **options)
+    with ranks.own(2) as own:  # its memory is given back
+        first, second = own.run(of_a_language_model, smollm2_folder)
+    assert first == second
+    assert first["sums"] == pytest.approx(
+        {name: float(one.sum(dtype=torch.float64)) for name, one in wanda.items()}, rel=1e-5
+    )
+    assert first["loss"] == pytest.approx(alone["training"]["mean_loss"], rel=1e-5)
+    overlap = compute_ticket_overlap(first["ticket"], alone["final_mask"])
+    assert overlap["overall_overlap"] > 0.9999
