@@ -8,9 +8,9 @@ from _tables.planning import plans
 from _tables.ranks import ranks
 from _tables.reproduction import reproduction
 from _tables.scores import criteria, scoring
-from _tables.units import structured
+from _tables.units import early_bird_channels, structured
 
 SECTIONS = (
     *(selection, streaming, quality_from_disk, ranks, evaluation, scoring, criteria, optimizers, memory, check),
-    *(rank_correlation, imp, reproduction, structured, plans),
+    *(rank_correlation, imp, reproduction, structured, early_bird_channels, plans),
 )

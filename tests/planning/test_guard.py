@@ -174,6 +174,10 @@ NEED_NOTHING = {
     "load_tokenizer": "no weights",
     "plan_memory": "shapes",
     "compute_verdict_from_scores": "a number for each seed",
+    "create_structured_mask": "a number for each unit, and the masks",
+    "extract_subnetwork": "the smaller model, and no more",
+    "embed_subnetwork": "in place",
+    "copy_companions": "files that hold no weights",
 }
 HOMES = (
     "importance_scoring",

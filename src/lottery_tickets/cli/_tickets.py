@@ -36,6 +36,7 @@ def inspect(
     from lottery_tickets.masks import Mask, readable_metadata
 
     mask = Mask.load(ticket)
+    found = None if model is None else validate_pruning_correctness(model, mask)
     kept, sparsity = mask.layer_kept(), mask.layer_sparsity()
     data: dict[str, Any] = {
         "path": str(ticket),
@@ -46,21 +47,24 @@ def inspect(
         "sparsity": mask.sparsity,
         "metadata": readable_metadata(mask.metadata),
         "layers": {
-            name: {"shape": list(shape), "numel": shape.numel(), "kept": kept[name], "sparsity": sparsity[name]}
+            name: {
+                "shape": list(shape),
+                "numel": shape.numel(),
+                "kept": kept[name],
+                "sparsity": sparsity[name],
+                "not_zero": found and found["tensors"][name]["not_zero"],
+            }
             for name, shape in mask.shapes.items()
         },
-    }
-    if model is not None:
-        found = validate_pruning_correctness(model, mask)
-        for name, check in found["tensors"].items():
-            data["layers"][name]["not_zero"] = check["not_zero"]
-        data["model"] = {
+        "model": found
+        and {
             "name": model,
             "valid": found["valid"],
             "not_zero": sum(check["not_zero"] for check in found["tensors"].values()),
             "problems": found["problems"],
-        }
-    failed = model is not None and not data["model"]["valid"]
+        },
+    }
+    failed = found is not None and not found["valid"]
     return Report(data, lambda console: _show_ticket(console, data), failed)
 
 
@@ -107,7 +111,7 @@ def _show_ticket(console: Console, data: dict[str, Any]) -> None:
         shape = " x ".join(map(str, layer["shape"]))
         table.add_row(name, shape, f"{layer['numel']:,}", f"{layer['kept']:,}", f"{layer['sparsity']:.4f}")
     console.print(table)
-    if "model" in data:
+    if data["model"] is not None:
         _show_check(console, data["model"], removed)
 
 

@@ -101,12 +101,30 @@ class TicketLayer(TypedDict):
         numel: Its weights.
         kept: How many of them stay.
         sparsity: Fraction that is removed.
+        not_zero: Of the others, how many are not zero in the checkpoint; null without one.
     """
 
     shape: list[int]
     numel: int
     kept: int
     sparsity: float
+    not_zero: int | None
+
+
+class CheckedModel(TypedDict):
+    """A checkpoint held against a ticket.
+
+    Attributes:
+        name: As given.
+        valid: Every pruned weight is zero, every tensor is there in its shape, and none holds NaN.
+        not_zero: Pruned weights that are not zero.
+        problems: What is not as it should be, each after the name of its tensor.
+    """
+
+    name: str
+    valid: bool
+    not_zero: int
+    problems: list[str]
 
 
 class InspectResults(TypedDict):
@@ -121,6 +139,7 @@ class InspectResults(TypedDict):
         sparsity: Fraction that is removed.
         metadata: What the ticket says of its origin.
         layers: Parameter name to what it loses.
+        model: The checkpoint that it was held against; null without one.
     """
 
     path: str
@@ -131,6 +150,7 @@ class InspectResults(TypedDict):
     sparsity: float
     metadata: dict[str, str]
     layers: dict[str, TicketLayer]
+    model: CheckedModel | None
 
 
 class ApplyResults(PrunedCheckpoint):
