@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help venv data browser demo test test-all check frozen docs bench reproduce clean
+.PHONY: help venv data browser demo test test-all check frozen docs bench bench-quick reproduce clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,10 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/distributed.py
 	$(BIN)/python benchmarks/quality_from_disk.py
+	$(BIN)/python benchmarks/tables.py
+
+bench-quick: data ## Every benchmark in its quick form, into one file and docs/measurements-quick.md
+	$(BIN)/python benchmarks/run_all.py
 	$(BIN)/python benchmarks/tables.py
 
 reproduce: $(INSTALLED) ## The lottery ticket papers, again: an hour or more; go on with it by calling it again

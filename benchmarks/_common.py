@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import json
@@ -82,10 +83,30 @@ def peak_bytes_in_fresh_process(prepare: Callable[..., Callable[[], object]], *a
         process.join()
 
 
-def write_results(name: str, results: Mapping[str, Any]) -> Path:
-    """Write `benchmarks/results/<name>.json`: the results, the machine and the date."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def benchmark_parser(description: str | None, quick: str) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes: `--quick` and `--results`.
+
+    Args:
+        description: The script's docstring, of which the first line is shown.
+        quick: What the quick form leaves out.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=f"{quick}; written only if --results is given")
+    parser.add_argument("--results", type=Path, help="folder for the results; default: benchmarks/results")
+    return parser
+
+
+def keep(name: str, results: Mapping[str, Any], given: argparse.Namespace) -> str:
+    """Write the results where they were asked for, and tell where; those of a quick form go nowhere by default."""
+    if given.quick and given.results is None:
+        return f"not written: {json.dumps(machine())}"
+    return f"written to {write_results(name, results, given.results or RESULTS)}"
+
+
+def write_results(name: str, results: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Write `<name>.json`: the results, the machine and the date."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     path.write_text(json.dumps({"date": date, "machine": machine(), **results}, indent=2) + "\n")
     return path

@@ -11,7 +11,6 @@ rounds). Seconds and memory are of scoring and drawing in this process, as `lott
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from _common import MIB, machine, write_results
+from _common import MIB, benchmark_parser, keep
 from lottery_tickets._data import model_folder, text_file
 from lottery_tickets.cli._calibration import Excerpt, kept_apart
 from lottery_tickets.cli._comparison import Comparison, Row
@@ -105,8 +104,7 @@ def table(results: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Run, print, write benchmarks/results/criteria.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two windows, two samples, nothing written")
+    parser = benchmark_parser(__doc__, "two criteria, two windows, two samples")
     parser.add_argument("--without-costly", action="store_true", help=f"leave out {', '.join(COSTLY)}")
     parser.add_argument("--windows", type=int, default=6, help="of the test text")
     parser.add_argument("--samples", type=int, default=16, help="sequences of the calibration text")
@@ -119,10 +117,7 @@ def main() -> None:
         criteria = criteria[:2]
     results = measure(criteria, windows, samples, console)
     console.print(table(results))
-    if chosen.quick:
-        console.print(machine())
-    else:
-        console.print(f"written to {write_results('criteria', results)}")
+    console.print(keep("criteria", results, chosen))
 
 
 if __name__ == "__main__":

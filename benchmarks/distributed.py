@@ -10,7 +10,6 @@ Memory is what a process takes above what it had with its shard, the imports and
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import multiprocessing
@@ -26,7 +25,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from _common import MIB, _status, write_results
+from _common import MIB, _status, benchmark_parser, keep
 from lottery_tickets import create_magnitude_mask
 
 SPARSITY = 0.9
@@ -207,14 +206,11 @@ def table(results: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Run, print, write benchmarks/results/distributed.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="4 tensors, nothing written")
-    quick = parser.parse_args().quick
+    given = benchmark_parser(__doc__, "4 tensors").parse_args()
     console = Console(width=120)
-    results = measure(4 if quick else 48)
+    results = measure(4 if given.quick else 48)
     console.print(table(results))
-    if not quick:
-        console.print(f"written to {write_results('distributed', results)}")
+    console.print(keep("distributed", results, given))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ training and checks, and multiplications and additions forward and backward.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import time
@@ -28,7 +27,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
 
-from _common import write_results
+from _common import benchmark_parser, keep
 from lottery_tickets import Mask, compute_early_bird_tickets, create_structured_mask, extract_subnetwork
 from lottery_tickets._statistics import ratio_interval
 from lottery_tickets.training import DataOrder, Recipe, training
@@ -188,8 +187,7 @@ def summary(runs: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
 
 def main() -> None:
     """Train, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="A thousand images, two epochs; nothing is written.")
+    parser = benchmark_parser(__doc__, "a thousand images, two epochs, two seeds")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--train-images", type=int, default=10_000, help="How many of the 60,000.")
@@ -212,13 +210,8 @@ def main() -> None:
             *(f"x {row['time_ratio']:.2f}", f"x {row['operations_ratio']:.2f}", f"{row['parameters']:,.0f}"),
         )
     Console().print(table)
-    if not given.quick:
-        print(
-            write_results(
-                "early_bird_channels",
-                {"train_images": count, "epochs": epochs, "seeds": seeds, "rows": rows, "runs": runs},
-            )
-        )
+    results = {"train_images": count, "epochs": epochs, "seeds": seeds, "rows": rows, "runs": runs}
+    print(keep("early_bird_channels", results, given))
 
 
 if __name__ == "__main__":

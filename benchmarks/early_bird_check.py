@@ -12,7 +12,6 @@ out. The other criteria are looked at over a few batches. Bar: the median check 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import statistics
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from _common import write_results
+from _common import benchmark_parser, keep
 from lottery_tickets import prunable_parameters
 from lottery_tickets._data import images_file
 from lottery_tickets.early_bird import compute_early_bird_tickets
@@ -116,15 +115,12 @@ def table(results: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Run, print, write benchmarks/results/early_bird_check.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small model, nothing written")
-    quick = parser.parse_args().quick
+    given = benchmark_parser(__doc__, "a small model").parse_args()
     console = Console()
     torch.set_num_threads(2)
-    results = run(quick=quick)
+    results = run(quick=given.quick)
     console.print(table(results))
-    if not quick:
-        console.print(f"written to {write_results('early_bird_check', results)}")
+    console.print(keep("early_bird_check", results, given))
 
 
 if __name__ == "__main__":

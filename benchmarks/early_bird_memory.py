@@ -12,7 +12,6 @@ most 36 GB for 14B.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from _common import machine, peak_bytes_in_fresh_process, write_results
+from _common import benchmark_parser, keep, peak_bytes_in_fresh_process
 from lottery_tickets._batches import measure
 from lottery_tickets.training import checkpointed, make_optimizer, training_bytes
 
@@ -181,11 +180,9 @@ def qwen_table(rows: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     """Run, print, write benchmarks/results/early_bird_memory.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="ours and torch's SGD in float32; nothing written")
-    quick = parser.parse_args().quick
-    console, ways = Console(), ["sgd", "torch sgd"] if quick else [*OURS, *TORCH]
-    rows = [row for dtype in (("float32",) if quick else DTYPES) for row in measured(dtype, ways)]
+    given = benchmark_parser(__doc__, "ours and torch's SGD in float32").parse_args()
+    console, ways = Console(), ["sgd", "torch sgd"] if given.quick else [*OURS, *TORCH]
+    rows = [row for dtype in (("float32",) if given.quick else DTYPES) for row in measured(dtype, ways)]
     predictions = qwen()
     console.print(measured_table(rows))
     console.print(qwen_table(predictions))
@@ -199,7 +196,7 @@ def main() -> None:
         "qwen_length": QWEN_LENGTH,
         "qwen_bar_bytes": QWEN_BAR,
     }
-    console.print(machine() if quick else f"written to {write_results('early_bird_memory', results)}")
+    console.print(keep("early_bird_memory", results, given))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ weights by one recipe, and tested.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, TensorDataset
 
-from _common import machine, write_results
+from _common import benchmark_parser, keep
 from lottery_tickets import Mask, compute_ticket_overlap, create_magnitude_mask
 from lottery_tickets._controls import train_side_by_side
 from lottery_tickets.early_bird import compute_early_bird_tickets
@@ -167,8 +166,7 @@ def table(results: Mapping[str, Any]) -> Table:
 
 def main() -> None:
     """Run, print, write benchmarks/results/early_bird_optimizers.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one network, one seed, nothing written")
+    parser = benchmark_parser(__doc__, "one network, one seed")
     parser.add_argument("--data", choices=list(DATASETS), default="mnist")
     parser.add_argument("--seeds", type=int, default=3)
     chosen = parser.parse_args()
@@ -176,10 +174,7 @@ def main() -> None:
     networks, seeds = (list(NETWORKS)[:1], 1) if chosen.quick else (list(NETWORKS), chosen.seeds)
     results = measure(networks, chosen.data, seeds, console)
     console.print(table(results))
-    if chosen.quick:
-        console.print(machine())
-    else:
-        console.print(f"written to {write_results('early_bird_optimizers', results)}")
+    console.print(keep("early_bird_optimizers", results, chosen))
 
 
 if __name__ == "__main__":

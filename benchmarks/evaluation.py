@@ -10,7 +10,6 @@ memory; the weights bit for bit what they were, after an exception too.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from _common import MIB, interleaved, machine, medians, peak_bytes_in_fresh_process, write_results
+from _common import MIB, benchmark_parser, interleaved, keep, medians, peak_bytes_in_fresh_process
 from lottery_tickets import Mask, compute_lottery_ticket_quality, create_magnitude_mask, prunable_parameters
 from lottery_tickets._data import model_folder, text_file
 
@@ -175,16 +174,11 @@ def table(results: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Run, print, write benchmarks/results/evaluation.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two windows, two rounds, nothing written")
-    quick = parser.parse_args().quick
-    results = measure(windows=2 if quick else 6, repeats=2 if quick else 7)
+    given = benchmark_parser(__doc__, "two windows, two rounds").parse_args()
+    results = measure(windows=2 if given.quick else 6, repeats=2 if given.quick else 7)
     console = Console()
     console.print(table(results))
-    if quick:
-        console.print(machine())
-    else:
-        console.print(f"written to {write_results('evaluation', results)}")
+    console.print(keep("evaluation", results, given))
 
 
 if __name__ == "__main__":

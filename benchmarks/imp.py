@@ -12,7 +12,6 @@ every forward pass. Ways are interleaved; the bar is 1.05 times the loop by hand
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from _common import MIB, interleaved, machine, medians, peak_bytes_in_fresh_process, write_results
+from _common import MIB, benchmark_parser, interleaved, keep, medians, peak_bytes_in_fresh_process
 from lottery_tickets import prunable_parameters
 from lottery_tickets.iterative_pruning import compute_iterative_magnitude_pruning
 from lottery_tickets.training import DataOrder
@@ -216,17 +215,13 @@ def table(results: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Run, print, write benchmarks/results/imp.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the images, nothing written")
+    parser = benchmark_parser(__doc__, "a tenth of the images")
     parser.add_argument("--repeats", type=int, default=7)
     chosen = parser.parse_args()
     results = measure(QUICK_IMAGES if chosen.quick else 60_000, chosen.repeats)
     console = Console(width=140)
     console.print(table(results))
-    if chosen.quick:
-        console.print(machine())
-    else:
-        console.print(f"written to {write_results('imp', results)}")
+    console.print(keep("imp", results, chosen))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ the results stay as they are. `--predict` measures nothing and predicts anew bes
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from _common import RESULTS, peak_bytes_in_fresh_process, write_results
+from _common import RESULTS, benchmark_parser, keep, peak_bytes_in_fresh_process
 from lottery_tickets import (
     Mask,
     compute_early_bird_tickets,
@@ -177,10 +176,9 @@ def predict_again(path: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run, print, write benchmarks/results/memory_plan.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = benchmark_parser(__doc__, "the smallest model, one process each")
     parser.add_argument("--model", choices=MODELS, help="only this one; the rows of others stay")
     parser.add_argument("--others", action="store_true", help="other architectures, instead of these")
-    parser.add_argument("--quick", action="store_true", help="one process each; nothing written")
     parser.add_argument("--predict", action="store_true", help="predict again beside the peaks that are there")
     arguments = parser.parse_args()
     console, path = Console(), RESULTS / "memory_plan.json"
@@ -188,21 +186,24 @@ def main() -> None:
         console.print(table(predict_again(path)))
         return
     names = [arguments.model] if arguments.model else list(OTHERS) if arguments.others else MODELS
+    if arguments.quick:
+        names = names[:1]
     rows = [
         row for name in names for row in measured(name, 1 if arguments.quick or arguments.others else PROCESSES)
     ]
     console.print(table(rows))
-    if arguments.quick:
-        return
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "others": []}
+    old: dict[str, Any] = {"rows": [], "others": []}
+    if path.exists() and not arguments.quick:
+        old = json.loads(path.read_text(encoding="utf-8"))
     if arguments.others:
-        kept["others"] = rows
+        old["others"] = rows
     else:
-        kept["rows"] = [row for row in kept["rows"] if row["model"] not in names] + rows
-        kept["rows"].sort(key=lambda row: MODELS.index(row["model"]))
-    results = {"batch": BATCH, "length": LENGTH, "processes": PROCESSES, "bar": BAR}
-    results |= {"rows": kept["rows"], "others": kept["others"]}
-    console.print(f"written to {write_results('memory_plan', results)}")
+        old["rows"] = [row for row in old["rows"] if row["model"] not in names] + rows
+        old["rows"].sort(key=lambda row: MODELS.index(row["model"]))
+    processes = 1 if arguments.quick else PROCESSES
+    results = {"batch": BATCH, "length": LENGTH, "processes": processes, "bar": BAR}
+    results |= {"rows": old["rows"], "others": old["others"]}
+    console.print(keep("memory_plan", results, arguments))
 
 
 if __name__ == "__main__":

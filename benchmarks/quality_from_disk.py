@@ -13,7 +13,6 @@ smaller ones print only.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from _common import write_results
+from _common import benchmark_parser, keep
 from streaming import FULL, SHAPES, SPARSITY, make_checkpoint, measured
 
 TOKENS = 512
@@ -122,26 +121,27 @@ def table(results: Mapping[str, Any]) -> Table:
 
 def main() -> None:
     """Make or find the checkpoint, run, print, and write benchmarks/results/quality_from_disk.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = benchmark_parser(__doc__, "the smallest of the models")
     parser.add_argument("--billions", type=float, choices=sorted(SHAPES), default=FULL)
     parser.add_argument(
         "--folder", type=Path, help="where the checkpoint is made or found, and stays; default: a temporary one"
     )
     given = parser.parse_args()
+    billions = min(SHAPES) if given.quick else given.billions
     console = Console()
     home = given.folder or Path(tempfile.mkdtemp(prefix="quality-", dir="/var/tmp"))
     checkpoint = home / "checkpoint"
     if not checkpoint.is_dir():
-        make_checkpoint(home / "unfinished", given.billions)
+        make_checkpoint(home / "unfinished", billions)
         (home / "unfinished").rename(checkpoint)
-    results = benchmark(checkpoint, given.billions)
+    results = benchmark(checkpoint, billions)
     console.print(table(results))
     console.print(
         f"peak of anonymous memory {results['anonymous_peak'] / 1e9:.2f} GB, at most {ANONYMOUS_BAR / 1e9:.0f}; "
         f"the file read {results['read_ratio']:.2f} times, in {results['time_ratio']:.1f} times the reader's time"
     )
-    if given.billions == FULL:
-        console.print(f"written to {write_results('quality_from_disk', results)}")
+    if given.quick or given.results or billions == FULL:
+        console.print(keep("quality_from_disk", results, given))
     if given.folder is None:
         shutil.rmtree(home)
 

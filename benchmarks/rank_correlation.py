@@ -9,10 +9,8 @@ of an early-bird check is timed on a hundred million weights, the unit being one
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +23,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from torch import nn
 
-from _common import machine, medians, write_results
+from _common import benchmark_parser, keep, medians
 from lottery_tickets import create_magnitude_mask, prunable_parameters
 from lottery_tickets._data import images_file, model_folder
 from lottery_tickets.detection import EarlyBirdDetector, MagnitudeRanks, MovementProbe
@@ -39,19 +37,15 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    arguments.add_argument("--quick", action="store_true", help="fewer weights, nothing is written")
-    quick = arguments.parse_args().quick
+    given = benchmark_parser(__doc__, "fewer weights").parse_args()
+    quick = given.quick
     torch.set_num_threads(2)
     results = {
         "agreement": [compared(*case) for case in cases(layers=1 if quick else 3)],
         "check": cost(tensors=10 if quick else 100, rounds=3 if quick else 7),
     }
     show(results)
-    if quick:
-        print(json.dumps(machine()))
-    else:
-        print(write_results("rank_correlation", results))
+    print(keep("rank_correlation", results, given))
 
 
 # ---------------------------------------------------------------- agreement

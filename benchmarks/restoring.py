@@ -9,7 +9,6 @@ all of three neighbouring blocks, then single tensors where the best kind and th
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from _common import write_results
+from _common import benchmark_parser, keep
 from criteria import (
     BATCH_SIZE,
     CALIBRATION_CONTEXT,
@@ -128,14 +127,11 @@ def table(results: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Run, print, write benchmarks/results/restoring.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one window, two samples, nothing written")
-    quick = parser.parse_args().quick
+    given = benchmark_parser(__doc__, "one window, two samples").parse_args()
     console = Console()
-    results = measure(*((1, 2) if quick else (6, 16)))
+    results = measure(*((1, 2) if given.quick else (6, 16)))
     console.print(table(results))
-    if not quick:
-        console.print(f"written to {write_results('restoring', results)}")
+    console.print(keep("restoring", results, given))
 
 
 if __name__ == "__main__":

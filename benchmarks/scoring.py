@@ -11,7 +11,6 @@ bytes less those of the gradients that are not held, and with the sums on disk l
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
@@ -24,11 +23,12 @@ from rich.table import Table
 from _common import (
     MIB,
     RESULTS,
+    benchmark_parser,
     interleaved,
+    keep,
     machine,
     medians,
     peak_bytes_in_fresh_process,
-    write_results,
 )
 from lottery_tickets import prunable_parameters
 from lottery_tickets._data import model_folder, text_file
@@ -158,8 +158,7 @@ def table(results: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Run, print, write benchmarks/results/scoring.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="Fisher only, one round, nothing written")
+    parser = benchmark_parser(__doc__, "Fisher only, one round")
     parser.add_argument("--batch-size", type=int, default=SEQUENCES, help="sequences a batch")
     parser.add_argument("--only", choices=("time", "memory"), help="measure this half anew, keep the other")
     chosen = parser.parse_args()
@@ -179,11 +178,8 @@ def main() -> None:
         results |= measure_memory(chosen.batch_size, repeats, criteria)
     if {"median_seconds", "median_peak_bytes"} <= results.keys():
         console.print(table(results))
-    if chosen.quick:
-        console.print(machine())
-    else:
-        measured = {key: value for key, value in results.items() if key not in ("date", "machine")}
-        console.print(f"written to {write_results('scoring', measured)}")
+    measured = {key: value for key, value in results.items() if key not in ("date", "machine")}
+    console.print(keep("scoring", measured, chosen))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ not run, and the table says so.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from rich.table import Table
 from torch.nn.utils import prune
 from tqdm import tqdm
 
-from _common import MIB, machine, medians, peak_bytes_in_fresh_process, write_results
+from _common import MIB, benchmark_parser, keep, machine, medians, peak_bytes_in_fresh_process
 from lottery_tickets import Mask, create_magnitude_mask
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -239,14 +238,12 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller sizes; nothing is written")
+    parser = benchmark_parser(__doc__, "smaller sizes")
     parser.add_argument("--sparsity", type=float, default=0.9)
     arguments = parser.parse_args()
     rows = measure(QUICK_SIZES if arguments.quick else SIZES, arguments.sparsity)
     show(rows)
-    if not arguments.quick:
-        print(write_results("selection", {"sparsity": arguments.sparsity, "rows": rows}))
+    print(keep("selection", {"sparsity": arguments.sparsity, "rows": rows}, arguments))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ benchmarks/results/streaming.json; smaller ones print only.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -35,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from _common import MIB, write_results
+from _common import MIB, benchmark_parser, keep
 
 # Hidden size, size of the MLP, blocks, heads, heads of keys and values, vocabulary, whether the head is tied: as
 # the models of these billions of parameters were published (https://huggingface.co/Qwen/Qwen2.5-14B/blob/main/config.json).
@@ -383,7 +382,7 @@ def table(results: Mapping[str, Any]) -> Table:
 
 def main() -> None:
     """Make the checkpoint, run, print, and write benchmarks/results/streaming.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = benchmark_parser(__doc__, "the smallest of the models")
     parser.add_argument("--billions", type=float, choices=sorted(SHAPES), default=FULL)
     parser.add_argument(
         "--folder", type=Path, help="where the checkpoint is made, or found; default: a temporary one"
@@ -392,16 +391,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="rounds, of which the middle one is told")
     parser.add_argument("--make-only", action="store_true", help="make the checkpoint and no more")
     given = parser.parse_args()
+    billions = min(SHAPES) if given.quick else given.billions
     console = Console()
     home = given.folder or Path(tempfile.mkdtemp(prefix="streaming-", dir="/var/tmp"))
     checkpoint = home / "checkpoint"
     if not checkpoint.is_dir():
-        check_room(home, given.billions)
-        make_checkpoint(home / "unfinished", given.billions)
+        check_room(home, billions)
+        make_checkpoint(home / "unfinished", billions)
         (home / "unfinished").rename(checkpoint)
     if given.make_only:
         return
-    results = benchmark(checkpoint, given.billions, given.repeats or (1 if given.billions == FULL else 3))
+    results = benchmark(checkpoint, billions, given.repeats or (1 if billions == FULL else 3))
     console.print(table(results))
     for name, ratio in results["time_ratios"].items():
         console.print(f"{name}: {ratio:.2f} times the plain way, at most {TIME_BARS[name]}")
@@ -410,8 +410,8 @@ def main() -> None:
         f"anonymous memory {results['anonymous_bytes'] / MIB:,.0f} MiB, at most "
         f"{results['anonymous_bar'] / MIB:,.0f}; the file read {results['read_ratio']:.2f} times, at most 2"
     )
-    if given.billions == FULL:
-        console.print(f"written to {write_results('streaming', results)}")
+    if given.quick or given.results or billions == FULL:
+        console.print(keep("streaming", results, given))
     if not given.keep:
         shutil.rmtree(home)
 

@@ -11,7 +11,6 @@ the dense time by PyTorch; memory at most the share of parameters that is left a
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from _common import interleaved, medians, peak_bytes_in_fresh_process, write_results
+from _common import benchmark_parser, interleaved, keep, medians, peak_bytes_in_fresh_process
 from lottery_tickets import apply_mask, create_magnitude_mask, create_structured_mask, extract_subnetwork
 from lottery_tickets._data import model_folder
 from lottery_tickets._structured._checking import relative_error
@@ -96,8 +95,7 @@ def made(folder: Path) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="One repeat, 64 tokens; nothing is written.")
+    parser = benchmark_parser(__doc__, "one repeat, 64 tokens")
     parser.add_argument("--folder", type=Path, help="Keep models here, and take those that are there.")
     parser.add_argument("--prepare", action="store_true", help="Make the models in --folder, and measure nothing.")
     given = parser.parse_args()
@@ -106,10 +104,11 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         made(folder)
         if not given.prepare:
-            measured(folder, quick=given.quick)
+            results = measured(folder, quick=given.quick)
+            print(keep("structured", results, given))
 
 
-def measured(folder: Path, *, quick: bool) -> None:
+def measured(folder: Path, *, quick: bool) -> dict[str, Any]:
     """Time and memory of the models in a folder."""
     count, repeats = (FEW_TOKENS, 1) if quick else (TOKENS, 7)
     dense, masked, small = (load_model(folder / name, progress=False) for name in ("dense", "dense", "small"))
@@ -160,8 +159,7 @@ def measured(folder: Path, *, quick: bool) -> None:
         "onnx_relative_error": onnx_errors,
     }
     show(results, median)
-    if not quick:
-        print(write_results("structured", results))
+    return results
 
 
 def show(results: dict[str, Any], median: dict[str, float]) -> None:

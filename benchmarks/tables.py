@@ -1,29 +1,35 @@
-"""Render docs/measurements.md from benchmarks/results/.
+"""Render docs/measurements.md and docs/measurements-quick.md from benchmarks/results/.
 
     python benchmarks/tables.py
 
-The tests hold the page against the results, so no figure in it stands anywhere else.
+The tests hold the pages against the results, so no figure in them stands anywhere else.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from _tables import SECTIONS
+from _tables import SECTIONS, quick
 
-PAGE = Path(__file__).parent.parent / "docs" / "measurements.md"
+DOCS = Path(__file__).parent.parent / "docs"
 HEADING = """# Measurements
 
 Written by `python benchmarks/tables.py` from `benchmarks/results/`, which `make bench` fills. Ratios travel
-between machines better than seconds do.
+between machines better than seconds do. [The quick form](measurements-quick.md) of all of them takes minutes.
 """
 
 
 def page() -> str:
-    """The whole page, in Markdown."""
+    """The whole page of full measurements, in Markdown."""
     return "\n".join([HEADING, *(section() for section in SECTIONS)])
 
 
+def pages() -> dict[str, str]:
+    """What stands in each file of docs/."""
+    return {"measurements.md": page(), "measurements-quick.md": quick.page()}
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE)
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+        print(DOCS / name)

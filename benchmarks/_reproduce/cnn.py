@@ -42,6 +42,18 @@ SETTINGS: dict[str, Any] = {
     "instability_steps": [0, 10, 40, 120],
     "points": 11,
 }
+QUICK: dict[str, Any] = {
+    "training_images": 1200,
+    "validation_images": 300,
+    "test_images": 500,
+    "statistics_images": 300,
+    "epochs": 1,
+    "eval_every_steps": 10,
+    "rounds": 2,
+    "rewind_steps": [0, 10],
+    "instability_steps": [0, 10],
+    "points": 5,
+}
 
 
 def seconds(images: Images) -> float:

@@ -32,8 +32,14 @@ SETTINGS: dict[str, Any] = {
     "output_layer_fraction": 0.1,
     "control_rounds": [3, 6, 9, 12, 15, 18],
 }
+QUICK: dict[str, Any] = {
+    "validation_images": 500,
+    "epochs": 1,
+    "eval_every_steps": 20,
+    "rounds": 3,
+    "control_rounds": [3],
+}
 CONTROLS = ("random re-initialisation", "random mask")
-TRAININGS = 1 + SETTINGS["rounds"] + len(CONTROLS) * len(SETTINGS["control_rounds"])
 _OUTPUT = "5.weight"
 _ELSEWHERE = 1_000_000  # seeds of other weights
 
@@ -43,7 +49,8 @@ def seconds(images: Images) -> float:
     data = data_of(images, 0)
     step, look = step_and_look(network(0), recipe(), data)
     steps = len(data.train) * SETTINGS["epochs"]
-    return TRAININGS * (steps * step + steps / SETTINGS["eval_every_steps"] * look)
+    trainings = 1 + SETTINGS["rounds"] + len(CONTROLS) * len(SETTINGS["control_rounds"])
+    return trainings * (steps * step + steps / SETTINGS["eval_every_steps"] * look)
 
 
 def recipe() -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _tables._format import MIB, interval, load, machine_line, number, other_work
+from _tables._format import MIB, Results, interval, load, machine_line, number, other_work
 
 ROWS = ("dense", "half of the weights zero", "without the units")
 RUNTIMES = ("PyTorch", "ONNX Runtime")
@@ -22,7 +22,7 @@ values and {config["num_attention_heads"]} of queries a layer. A forward pass ov
         results["tokens"]
     } tokens, medians:
 
-{_table(results)}
+{structured_table(results)}
 
 | without the units, against dense | measured | at most |
 | --- | ---: | ---: |
@@ -37,10 +37,10 @@ Zeros in place gain nothing: they are multiplied like any number. ONNX Runtime i
 """
 
 
-def _table(results: dict[str, object]) -> str:
+def structured_table(results: Results) -> str:
+    """Speed of each network in each runtime."""
     lines = ["| | runtime | tokens a second | time |", "| --- | --- | ---: | ---: |"]
     speeds = results["tokens_per_second"]
-    assert isinstance(speeds, dict)
     for runtime in RUNTIMES:
         for name in ROWS:
             speed = speeds.get(f"{name}, {runtime}")
@@ -53,17 +53,6 @@ def _table(results: dict[str, object]) -> str:
 def early_bird_channels() -> str:
     """Early-Bird Train against whole trainings."""
     results = load("early_bird_channels")
-    lines = [
-        "| training | accuracy | time | arithmetic | parameters |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for name, row in results["rows"].items():
-        accuracy = interval(100 * row["accuracy"], [100 * one for one in row["accuracy_interval"]], 1)
-        lines.append(
-            f"| {name} | {accuracy} | x {row['time_ratio']:.2f} | x {row['operations_ratio']:.2f} "
-            f"| {row['parameters']:,.0f} |"
-        )
-    table = "\n".join(lines)
     settled = [run["early bird 0.5"]["settled_at"] for run in results["runs"]]
     return f"""## Early birds of channels
 
@@ -74,7 +63,22 @@ channels taken out. Searches ended after {min(settled):.1f} to {max(settled):.1f
 three shares had settled or the epochs were over; what is left trains for the rest of the {results["epochs"]}
 epochs. Train, prune, train again is network slimming: {results["epochs"]} epochs, and as many once more.
 
-{table}
+{channels_table(results)}
 
 {machine_line(results)}{other_work(results)}
 """
+
+
+def channels_table(results: Results) -> str:
+    """A row for each training."""
+    lines = [
+        "| training | accuracy | time | arithmetic | parameters |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in results["rows"].items():
+        accuracy = interval(100 * row["accuracy"], [100 * one for one in row["accuracy_interval"]], 1)
+        lines.append(
+            f"| {name} | {accuracy} | x {row['time_ratio']:.2f} | x {row['operations_ratio']:.2f} "
+            f"| {row['parameters']:,.0f} |"
+        )
+    return "\n".join(lines)
