@@ -429,13 +429,13 @@ def killed(rank: int, what: str, folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return nn.functional.cross_entropy(logits, labels)
 
-    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def write_tensors(tensors: dict[str, torch.Tensor], path: Path | None) -> None:
         if what == "save" and rank == 0 and next(writes) == 5:  # of two files a state, the second
             Path(path).write_bytes(b"half of a file")
             os.kill(os.getpid(), signal.SIGKILL)
-        save_safely(tensors, path)
+        write_safely(tensors, path)
 
-    save_safely, _folder.save_file = _folder.save_file, save_file
+    write_safely, _folder.write_tensors = _folder.write_tensors, write_tensors
     search(mlp(), loader(), run_dir=folder, process_group=world(), loss_fn=named(loss_fn), **KILLED)
 
 
