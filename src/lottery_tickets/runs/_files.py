@@ -80,9 +80,7 @@ def write_tensors(tensors: Mapping[str, Written], path: Path | None) -> None:
     with path.open("wb") as file:
         file.write(_header(ordered))
         for one in ordered.values():
-            there = one.whole() if isinstance(one, Scattered) else one
-            assert there is not None
-            file.write(_bytes(there))
+            file.write(_bytes(one))  # without a name for what was put together, which would keep it
 
 
 def _header(tensors: Mapping[str, Written]) -> bytes:
@@ -100,8 +98,10 @@ def _header(tensors: Mapping[str, Written]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    """What the tensor's elements are, row-major; the same memory where it is so already."""
-    own = tensor.detach().cpu().contiguous()
+def _bytes(one: Written) -> memoryview:
+    """The elements, row-major; the same memory where they lie so already."""
+    there = one.whole() if isinstance(one, Scattered) else one
+    assert there is not None
+    own = there.detach().cpu().contiguous()
     # Of one element or none any stride passes for contiguous, and bytes are seen through a stride of 1 alone.
     return own.as_strided((own.numel(),), (1,)).view(torch.uint8).numpy().data
