@@ -102,10 +102,10 @@ def find_birds(
 
 def _check_sharded(settings: Settings, recipe: Recipe, run_dir: object) -> None:
     """Refuse what is not known of a model in parts."""
-    if run_dir is not None:
+    if run_dir is not None and recipe.optimizer == "adamw8bit":
         raise TrainingError(
-            "run_dir holds whole models, and this one lies in parts on the ranks. Run without run_dir, or give "
-            "the model before it is sharded."
+            "optimizer='adamw8bit' scales its states by blocks of a part's weights, and run_dir holds what any "
+            "number of ranks can go on with. Take 'adamw', or run without run_dir."
         )
     if settings.criterion == "rank_correlation":
         raise TrainingError(

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from lottery_tickets._dtensors import is_sharded
 from lottery_tickets.errors import MaskMismatchError
 from lottery_tickets.masks._bits import PackedBits
 from lottery_tickets.masks._mask import Mask, as_mask, digest_of, sparsity_of
 from lottery_tickets.masks._parameters import parameters_of
-from lottery_tickets.masks._shards import Division, Shard, assembled, is_sharded, reshard, shard_of
+from lottery_tickets.masks._shards import Division, Shard, assembled, reshard, shard_of
 
 
 class ShardedMask(Mapping[str, torch.Tensor]):
