@@ -9,24 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from _tables import SECTIONS, quick
+from _tables import full, quick
 
 DOCS = Path(__file__).parent.parent / "docs"
-HEADING = """# Measurements
-
-Written by `python benchmarks/tables.py` from `benchmarks/results/`, which `make bench` fills. Ratios travel
-between machines better than seconds do. [The quick form](measurements-quick.md) of all of them takes minutes.
-"""
-
-
-def page() -> str:
-    """The whole page of full measurements, in Markdown."""
-    return "\n".join([HEADING, *(section() for section in SECTIONS)])
 
 
 def pages() -> dict[str, str]:
     """What stands in each file of docs/."""
-    return {"measurements.md": page(), "measurements-quick.md": quick.page()}
+    return {"measurements.md": full.page(), "measurements-quick.md": quick.page()}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ class Data:
 def step_and_look(model: nn.Module, recipe: Recipe, data: Data) -> tuple[float, float]:
     """Seconds of a step, and of measuring the network."""
     with training(model):
-        trainer, batches = recipe.trainer(model, 0), DataOrder(data.train, 0).epoch(0)
+        trainer, order = recipe.trainer(model, 0), DataOrder(data.train, 0)
+        batches = (batch for epoch in count() for batch in order.epoch(epoch))
         for _ in range(WARM_UP):
             trainer.step(next(batches))
         start = time.perf_counter()
