@@ -57,6 +57,21 @@ def test_messages_of_different_sizes(ranks):
     assert [one[2] for one in found] == [[0, -3]] * 4
 
 
+def hand_out(rank: int) -> bytes:
+    everyone = Ranks.world()
+    tensors = [torch.full((2, 3), float(rank)).t(), torch.full((4,), rank, dtype=torch.uint8), torch.empty(0)]
+    tensors[0][0, 0] = -0.0 if rank == 0 else 1.0
+    for tensor in tensors:
+        everyone.hand_out(tensor)
+    return b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)
+
+
+def test_what_rank_0_has_is_handed_out_bit_for_bit(ranks):
+    expected = np.array([-0.0, 0, 0, 0, 0, 0], np.float32).tobytes() + bytes(4)
+    assert ranks(2).run(hand_out) == [expected] * 2
+    assert hand_out(0) == expected
+
+
 def fail(rank: int, failing: dict[int, Exception], *, before: bool) -> None:
     everyone = Ranks.world()
     with everyone.together(), everyone.together():

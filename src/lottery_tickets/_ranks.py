@@ -42,6 +42,7 @@ class _Step(IntEnum):
     COLLECT = 4
     LEAST = 5
     BRING = 6
+    HAND_OUT = 7
 
 
 class Ranks:
@@ -111,6 +112,17 @@ class Ranks:
         else:
             self._call(dist.all_reduce, there)
         self.sent += there.nbytes
+        if there.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(there)
+
+    def hand_out(self, tensor: torch.Tensor) -> None:
+        """Put rank 0's tensor, the same in shape and type on each, into the place of every rank's."""
+        if self.group is None:
+            return
+        self._agree(_Step.HAND_OUT, tensor.numel() * tensor.element_size())
+        there = tensor.detach().to(self._device).contiguous()
+        self._call(dist.broadcast, there, dist.get_global_rank(self.group, 0))
+        self.sent += there.nbytes if self.first else 0
         if there.data_ptr() != tensor.data_ptr():
             tensor.detach().copy_(there)
 
