@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lottery_tickets.cli._app import program
-from lottery_tickets.cli._launched import is_first, process_group
+from lottery_tickets.cli._launched import is_first, launched, launcher, process_group
 from lottery_tickets.cli._settings import settings_in, settings_text, take_settings
 from lottery_tickets.cli._told import json_text, told
 from lottery_tickets.errors import DistributedError, LotteryTicketError, MemoryPlanError
@@ -120,10 +120,10 @@ class Session:
             yield
             return
         with settings_in(folder, settings_text(self.command, self.options)) as path:
-            self.resume = (
-                f"{folder} holds what was finished; to go on:\n"
-                f"  {program()} {self.command} --config {shlex.quote(str(path))}"
-            )
+            by = launcher() if launched() else program()
+            again = f"{by or program()} {self.command} --config {shlex.quote(str(path))}"
+            how = "to go on" if by else "to go on, by what started these processes"
+            self.resume = f"{folder} holds what was finished; {how}:\n  {again}"
             yield
 
 
