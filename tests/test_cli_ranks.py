@@ -110,6 +110,7 @@ def test_how_the_processes_were_started_is_read_from_what_started_them(tmp_path,
 def test_where_nobody_can_tell_how_they_were_started_that_is_left_to_the_user(tmp_path, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["lottery-tickets", "imp", "--of", "nobody"])
     session = Session(quiet=False, command="imp")
     with session.run_in(tmp_path / "run"):
         assert "to go on, by what started these processes:\n  " in session.resume
