@@ -21,6 +21,7 @@ from lottery_tickets._batches import (
     BatchLoss,
     LossFunction,
     Precision,
+    batches_in_step,
     batches_of,
     check_precision,
     evaluating,
@@ -366,28 +367,10 @@ def _gather(runs: Sequence[_Run], ranks: Ranks) -> None:
 
 
 def _in_step(batches: Iterable[Any], model: nn.Module, ranks: Ranks) -> Iterator[tuple[Any, bool]]:
-    """Batches, and whether they count.
-
-    Where a pass through the model is one of all ranks, those that have no more batches go on with their last one
-    as long as another has some, and it does not count again.
-    """
-    if not lies_in_parts(model):
-        yield from ((batch, True) for batch in batches)
-        return
-    waiting, last = iter(batches), None
-    while True:
-        batch = next(waiting, None)
-        last = batch if batch is not None else last
-        there = ranks.gather((batch is not None, last is not None))
-        if not any(more for more, _ in there):
-            return
-        without = next((rank for rank, (_, ever) in enumerate(there) if not ever), None)
-        if without is not None:
-            raise EvaluationError(
-                f"A model in parts is gone through by all ranks together, and rank {without} has no batch at all. "
-                "Give each rank at least one."
-            )
-        yield last, batch is not None
+    """Batches, and whether they count: as many on every rank where a pass is one of all of them."""
+    if lies_in_parts(model):
+        return batches_in_step(batches, ranks)
+    return ((batch, True) for batch in batches)
 
 
 def _measure_batch(run: _Run, model: nn.Module, number: int, batch: Any, options: _Options) -> BatchLoss:

@@ -68,6 +68,7 @@ from lottery_tickets.training import (
     checkpointed,
     configuration,
     joined,
+    lies_in_parts,
     training,
 )
 
@@ -234,7 +235,7 @@ def compute_iterative_magnitude_pruning(
         2020, section 3 (rewinding to step k). Renda, Frankle and Carbin, "Comparing Rewinding and Fine-tuning in
         Neural Network Pruning", ICLR 2020, section 2 (learning rate rewinding).
     """
-    model, ranks = joined(model, process_group, "Iterative pruning")
+    model, ranks = joined(model, process_group, "Iterative pruning", sharded=True)
     with ranks.together():
         settings = Settings(
             target_sparsity=target_sparsity,
@@ -269,6 +270,9 @@ def compute_iterative_magnitude_pruning(
             nonfinite=nonfinite,
             max_skipped=max_skipped,
         )
+        keepers = {"run_dir": run_dir, "rewind_epoch": rewind_epoch, "rewind_step": rewind_step}
+        for keeper in (name for name, given in keepers.items() if given):
+            recipe.check_states(model, keeper)
         order = DataOrder(dataloader, seed, ranks)
         settings.check_against(recipe, order.length)
         check_count("save_every_steps", save_every_steps)
@@ -292,7 +296,7 @@ def compute_iterative_magnitude_pruning(
             model,
             dataloader,
             recipe,
-            check=check_memory,
+            check=check_memory and not lies_in_parts(model),  # it counts models that are whole
             include=settings.include,
             exclude=settings.exclude,
             on_disk=run_dir is not None,

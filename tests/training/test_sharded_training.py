@@ -115,7 +115,7 @@ def failing(rank: int, how: str) -> None:
     if how == "criterion":
         search(model, batches, criterion="rank_correlation")
     if how == "rounds":
-        prune(model, batches)
+        prune(model, batches, run_dir=None, rewind_step=1, optimizer="adamw8bit")
     if how == "scores":
         importance_scoring.compute_fisher_importance(model, batches)
     if how == "partly":
@@ -131,7 +131,7 @@ def failing(rank: int, how: str) -> None:
     [
         ("blocks", TrainingError, "scales its states by blocks of a part's weights"),
         ("criterion", TrainingError, "ranks whole tensors"),
-        ("rounds", DistributedError, "Iterative pruning is for models that every rank has whole, and 0.weight is"),
+        ("rounds", TrainingError, "and rewind_step asks for states that any number of ranks can go on with"),
         ("scores", DistributedError, "Scores from gradients is for models that every rank has whole"),
         ("partly", DistributedError, "2.weight is whole"),
         ("no batches", EvaluationError, "rank 0 has no batch at all"),

@@ -6,6 +6,7 @@ from lottery_tickets._batches._losses import BatchLoss, total
 from lottery_tickets._batches._measure import (
     LossFunction,
     Precision,
+    batches_in_step,
     batches_of,
     check_precision,
     evaluating,
@@ -24,6 +25,7 @@ __all__ = [
     "LossFunction",
     "Precision",
     "SampleLosses",
+    "batches_in_step",
     "batches_of",
     "check_precision",
     "evaluating",

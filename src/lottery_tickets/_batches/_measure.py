@@ -11,7 +11,7 @@ return an object or a mapping with `loss` and `logits`, a tensor, or a tuple of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -126,20 +126,26 @@ def measure_mean(
     precision: Precision = "high",
     loss_fn: LossFunction | None = None,
     ranks: Ranks | None = None,
+    in_step: bool = False,
 ) -> BatchLoss:
     """All batches as one, the model in evaluation mode for the time; `.mean` is the loss.
 
-    With `ranks` each of them brings batches of its own, any number, and all learn what all measured.
+    With `ranks` each of them brings batches of its own, any number, and all learn what all measured. Where a pass
+    is one of all ranks, as through a model in parts, they go `in_step`, and each brings one batch at least.
 
     Raises:
         EvaluationError: No batches, or none with a label.
         BatchError: A batch of an unknown form.
     """
     ranks = ranks or Ranks()
-    with evaluating(model):
-        there = with_samples(batches, ranks)
-        own = total([measure(model, batch, precision=precision, loss_fn=loss_fn) for batch in there])
-    parts = [one for one in ranks.gather(own) if one.samples]
+    there = with_samples(batches, ranks)
+    losses = []
+    with evaluating(model), ranks.watched("Measuring") if in_step else nullcontext():
+        for batch, counts in batches_in_step(there, ranks) if in_step else ((one, True) for one in there):
+            part = measure(model, batch, precision=precision, loss_fn=loss_fn)
+            if counts:
+                losses.append(part)
+    parts = [one for one in ranks.gather(total(losses)) if one.samples]
     whole = total(parts)
     if not whole.units:
         raise EvaluationError(
@@ -151,6 +157,30 @@ def measure_mean(
 def with_samples(batches: Iterable[Any], ranks: Ranks) -> Iterator[Any]:
     """Batches without those that are a rank's share of fewer samples than ranks, and empty."""
     return (batch for batch in batches if ranks.size == 1 or size_of(batch))
+
+
+def batches_in_step(batches: Iterable[Any], ranks: Ranks) -> Iterator[tuple[Any, bool]]:
+    """As many batches on every rank, and whether they count.
+
+    Ranks that have no more go on with their last one as long as another has some, and it does not count again.
+
+    Raises:
+        EvaluationError: A rank has no batch at all.
+    """
+    waiting, last = iter(batches), None
+    while True:
+        batch = next(waiting, None)
+        last = batch if batch is not None else last
+        there = ranks.gather((batch is not None, last is not None))
+        if not any(more for more, _ in there):
+            return
+        without = next((rank for rank, (_, ever) in enumerate(there) if not ever), None)
+        if without is not None:
+            raise EvaluationError(
+                f"A model in parts is gone through by all ranks together, and rank {without} has no batch at all. "
+                "Give each rank at least one."
+            )
+        yield last, batch is not None
 
 
 def batches_of(batch_or_loader: Any) -> Iterable[Any]:

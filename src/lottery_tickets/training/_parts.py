@@ -65,6 +65,9 @@ def part_of(name: str, whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         name: What it is called.
         whole: A plain tensor, or a DTensor that is sharded in the same way.
         like: The DTensor that says which part.
+
+    Raises:
+        TrainingError: A DTensor that is sharded in another way.
     """
     own = torch.empty_like(local_of(like), dtype=whole.dtype, memory_format=torch.contiguous_format)
     copy_part(name, whole, like, own)
@@ -72,8 +75,14 @@ def part_of(name: str, whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def copy_part(name: str, whole: torch.Tensor, like: torch.Tensor, own: torch.Tensor) -> None:
-    """Copy what this rank has of a tensor into memory that is there; see `part_of`."""
+    """Copy what this rank has of a tensor into memory that is there; see `part_of`.
+
+    Raises:
+        TrainingError: A DTensor that is sharded in another way.
+    """
     if is_sharded(whole):
+        if not shard_of(name, whole).is_at(shard_of(name, like)):
+            raise TrainingError(f"{name}: one tensor is cut in one way and the other in another. Cut both alike.")
         own.copy_(local_of(whole))
         return
     for there, here in shard_of(name, like).pairs(whole, own):
