@@ -37,7 +37,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "reports": ("reports/*",),
     "command_line": ("test_cli*", "test_command_line*", "test_terminal*", "structured/test_cli*"),
     "vision": ("test_vision*", "test_data*"),
-    "documents": ("test_documents*", "test_public_surface*", "test_benchmarks*", "test_run_tests*"),
+    "documents": ("test_documents*", "test_public_surface*", "test_site*", "test_troubleshooting*"),
+    "project": ("release/*", "test_benchmarks*", "test_run_tests*"),
     "errors": ("test_bad_input*", "test_atomic*", "test_logging*"),
 }
 
