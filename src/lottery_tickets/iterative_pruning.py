@@ -185,13 +185,15 @@ def compute_iterative_magnitude_pruning(
             of the batches of all ranks as one, evaluations are those of all ranks' data, and every rank comes to
             the same results. Each is given batches of its own, in training as many as the others; `SharedBatches`
             gives it a share of every one. Rank 0 writes `run_dir`, which all see. None for this process alone, or
-            the group of a model in DistributedDataParallel.
+            the group of a model in DistributedDataParallel. A model in parts (`fully_shard`) is one of all ranks;
+            see docs/distributed.md.
 
     Returns:
         An `IterativePruningResults`.
 
     Raises:
-        TrainingError: An argument out of range or two that contradict each other; no batches.
+        TrainingError: An argument out of range, one that does not go with a model in parts, or two that contradict
+            each other; no batches.
         TrainingMemoryError: Memory that does not suffice for a single sample, or that ran out when some weights
             had been updated.
         NonfiniteLossError: A loss or gradient that is not finite, and is not to be skipped.
