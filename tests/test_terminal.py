@@ -122,6 +122,32 @@ def test_ctrl_c_leaves_a_run_that_goes_on_as_it_says(place: Path, environment: M
     assert len(digests[0]) == 4
 
 
+@pytest.mark.slow
+def test_ctrl_c_under_torchrun_says_how_all_processes_go_on(place: Path, environment: Mapping[str, str]) -> None:
+    (place / "slow").touch()
+    torchrun = Path(sys.executable).with_name("torchrun")
+    options = ["--standalone", "--nproc-per-node", "2", "-m", "lottery_tickets"]
+    environment = {**environment, "GLOO_SOCKET_IFNAME": "lo"}
+    terminal = started(str(torchrun), [*options, *ARGUMENTS, "-o", "run"], environment)
+    terminal.expect(BAR)
+    terminal.sendintr()
+    terminal.expect("interrupted: run holds what was finished; to go on:")
+    terminal.expect(r"  ([^\r\n]+)")
+    advice = terminal.match.group(1)
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    (place / "slow").unlink()
+    assert shlex.split(advice) == [str(torchrun), *options, "imp", "--config", "run/run.yaml"]
+
+    program, *arguments = shlex.split(advice)
+    again = started(program, [*arguments, "--quiet"], environment)
+    again.expect(pexpect.EOF)
+    again.close()
+    assert again.exitstatus == 0
+    assert again.before.count("Iterative magnitude pruning of slowly:make") == 1
+    assert json.loads(Path("run/results.json").read_text())["seeds"] == [0]
+
+
 def test_the_shell_completes_commands_and_options(environment: Mapping[str, str]) -> None:
     shell = started("bash", ["--norc", "--noprofile"], {**environment, "PS1": "ready> ", "TERM": "dumb"})
     shell.expect("ready> ")

@@ -1,13 +1,10 @@
-"""Runs to report on, with names that mean harm, and a browser to look at the page with."""
+"""Runs to report on, with names that mean harm."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,11 +13,6 @@ from lottery_tickets import Mask
 from lottery_tickets._score_files import write_scores
 from reporting import HOSTILE, MODULE
 from test_cli import run
-
-_FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 
 
 @pytest.fixture(scope="session")
@@ -62,22 +54,6 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = {HOSTILE: torch.arange(6.0).reshape(2, 3), "none": torch.ones(0, 3)}
     write_scores(path, found, {"criterion": "fisher"})
     return path
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Debian's chromium, without a network of its own."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        problem = "chromium is not installed; `make browser` does that on Debian, as root"
-        if os.environ.get("CI"):
-            pytest.fail(problem)
-        pytest.skip(problem)
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, headless=True, args=list(_FLAGS))
-        yield opened
-        opened.close()
 
 
 def _done(*arguments: object) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _ALIASES = {"lenet": LENET}
 _BATCH_SIZE = 60  # Frankle and Carbin's of LeNet
+_TARGET = 0.9
 
 
 class Optimizer(str, Enum):
@@ -66,6 +67,17 @@ class Rewinding(str, Enum):
     none = "none"
 
 
+def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    from lottery_tickets.training import LEARNING_RATES
+
+    found: dict[str, Any] = {"learning_rate": LEARNING_RATES[options["optimizer"].value]}
+    if options["prune_fraction"] is None:
+        found["target"] = _TARGET
+    if options["dataset"] is not None:
+        found["batch_size"] = _BATCH_SIZE
+    return found
+
+
 @command(
     app,
     "imp",
@@ -77,6 +89,7 @@ class Rewinding(str, Enum):
     "torchrun --nproc-per-node 2 -m lottery_tickets imp lenet --dataset mnist -o runs/lenet",
     asks_memory=True,
     on_ranks=True,
+    defaults=_defaults,
 )
 def imp(
     session: Session,
@@ -111,7 +124,7 @@ def imp(
     ] = Init.torch,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of training, pruning and rewinding.")] = 10,
     target: Annotated[
-        float | None, typer.Option(help="Sparsity of the last round. Default: 0.9.", show_default=False)
+        float | None, typer.Option(help=f"Sparsity of the last round. Default: {_TARGET}.", show_default=False)
     ] = None,
     prune_fraction: Annotated[
         float | None,
@@ -201,27 +214,31 @@ def imp(
 
         figure_class()
 
-    from lottery_tickets.cli._material import Material
-    from lottery_tickets.training import LEARNING_RATES
+    from lottery_tickets.cli._material import Material, held_out_of
 
+    images = None if dataset is None else DATASETS[dataset]()
+    if images is not None and validation is None:
+        validation = held_out_of(images)
+        session.settle(validation=validation)
+    assert learning_rate is not None, "by _defaults"
     plan = Plan(
         network=network,
         dataset=dataset,
         model=model,
         data=data,
         init=init.value,
-        batch_size=None if dataset is None else batch_size or _BATCH_SIZE,
+        batch_size=batch_size,
         validation=validation,
         epochs=epochs,
         optimizer=optimizer.value,
-        learning_rate=LEARNING_RATES[optimizer.value] if learning_rate is None else learning_rate,
+        learning_rate=learning_rate,
         momentum=momentum,
         weight_decay=weight_decay,
         schedule=schedule.value,
         max_batch_size=max_batch_size,
         eval_every=eval_every,
         rounds=rounds,
-        target=0.9 if target is None and prune_fraction is None else target,
+        target=target,
         prune_fraction=prune_fraction,
         output_fraction=output_fraction,
         layer_fractions=fractions,
@@ -232,7 +249,7 @@ def imp(
         include=include,
         exclude=exclude,
     )
-    material = Material(plan, chosen_device(device))
+    material = Material(plan, chosen_device(device), images)
     wanted = range(first_seed, first_seed + seeds)
     found = _all_seeds(session, material, output, wanted, save_every=save_every)
     report = report_of(plan, output, found)

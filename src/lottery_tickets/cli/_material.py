@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from lottery_tickets.vision import Images
+
 _TESTED_AT_ONCE = 1000
 _VALIDATION_SHARE, _VALIDATION_MOST = 10, 5000
 
@@ -27,10 +29,12 @@ class Material:
     Args:
         plan: What was asked for.
         device: Where networks go, and images; data of the user's own is moved batch by batch.
+        images: Those of the plan's dataset, where they have been read already.
     """
 
     plan: Plan
     device: torch.device
+    images: Images | None = None
 
     def make_model(self, seed: int) -> nn.Module:
         """A new network with the weights of a seed.
@@ -157,9 +161,8 @@ class Material:
         """The same for every seed: seeds differ in the order of the batches, not in what is held out."""
         from lottery_tickets.vision import TensorBatches
 
-        images = DATASETS[str(self.plan.dataset)]()
-        count = len(images.train_labels)
-        held_out = self.plan.validation or min(count // _VALIDATION_SHARE, _VALIDATION_MOST)
+        images = self.images or DATASETS[str(self.plan.dataset)]()
+        count, held_out = len(images.train_labels), self.plan.validation or held_out_of(images)
         if held_out >= count:
             raise TrainingError(
                 f"--validation {held_out}: {self.plan.dataset} has {count} images to train on, and some of them "
@@ -175,6 +178,11 @@ class Material:
             TensorBatches(*validation_part, _TESTED_AT_ONCE),
             TensorBatches(*test, _TESTED_AT_ONCE),
         )
+
+
+def held_out_of(images: Images) -> int:
+    """How many images are kept apart where nobody says how many."""
+    return min(len(images.train_labels) // _VALIDATION_SHARE, _VALIDATION_MOST)
 
 
 def _described(given: Any) -> str:

@@ -110,6 +110,7 @@ def stability(
     material = Material(plan, chosen_device(device))
     wanted = _steps(material, steps)
     folder = output or run / "stability" / subject
+    session.settle(steps=",".join(map(str, wanted)), seeds=len(own), output=folder)
     with session.run_in(folder):
         found = _measured(
             *(material, run, round_, wanted, list(own)),

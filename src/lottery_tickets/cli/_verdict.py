@@ -88,6 +88,8 @@ def verdict(
     chosen, folder = _seeds(report, seeds), run / "verdict" / f"round-{place:02d}"
     if len(report["seeds"]) == 1:
         folder = folder.with_name(f"{folder.name}-seed-{chosen[0]}")
+    by = metric or (Metric.accuracy if "accuracy" in report["rounds"][place]["numbers"] else Metric.loss)
+    session.settle(round_=place, seeds=len(chosen), metric=by)
     with session.run_in(folder):
         judged = _judged(
             session,
@@ -96,7 +98,7 @@ def verdict(
             controls=names,
             margin=margin,
             confidence=confidence,
-            metric=None if metric is None else metric.value,
+            metric=by.value,
             judged_at=judged_at.value.replace("-", "_"),
         )
     told = {
