@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_dev
 from torch.utils.data import DataLoader
 
 from lottery_tickets import Mask, compute_ticket_overlap
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import DistributedError, RunFolderError, TrainingError, WeightsError
 from lottery_tickets.masks import local_of, reshard
 from lottery_tickets.training import SharedBatches
@@ -167,6 +171,31 @@ def test_rounds_go_on_with_the_same_bits_however_the_model_is_cut(ranks, tmp_pat
     state = json.loads(next((tmp_path / "run").glob("state-*/state.json")).read_text())["values"]
     assert (state["round"], state["finished"]) == (1, False)
     assert ranks(after[0]).run(gone_on, after[1], tmp_path / "run") == [expected] * after[0]
+
+
+def killed(rank: int, folder: Path) -> None:
+    """Rank 1, as it gives its part of a state of the first round."""
+    parts = count()
+
+    def bring(ranks: Ranks, *arguments: Any) -> Iterator[torch.Tensor]:
+        if rank == 1 and folder.joinpath("masks").exists() and next(parts) == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return bring_safely(ranks, *arguments)
+
+    bring_safely, Ranks.bring = Ranks.bring, bring
+    prune(network(True), loader(), run_dir=folder, **CONTINUED)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_others_and_the_rounds_go_on(ranks, tmp_path):
+    expected = gone_on(-1, False, tmp_path / "other", seed=0)
+    with ranks.own(2) as own:
+        first, second = own.attempt(killed, tmp_path / "run")
+    assert isinstance(second, GoneError)
+    assert isinstance(first, DistributedError)
+    assert "rank 1" in str(first)
+    assert len(list((tmp_path / "run").glob("state-*"))) == 1
+    assert ranks(2).run(gone_on, True, tmp_path / "run") == [expected] * 2
 
 
 # --- Shares of batches ---
