@@ -25,7 +25,16 @@ from lottery_tickets.masks._parameters import (
     prunable_parameters,
 )
 from lottery_tickets.masks._sharded import ShardedMask
-from lottery_tickets.masks._shards import Division, Shard, is_sharded, local_of, reshard, runs_of
+from lottery_tickets.masks._shards import (
+    Division,
+    Shard,
+    is_sharded,
+    local_of,
+    reshard,
+    runs_of,
+    shard_of,
+    together,
+)
 from lottery_tickets.masks._units import (
     Kept,
     Kind,
@@ -74,6 +83,8 @@ __all__ = [
     "remove_mask",
     "reshard",
     "runs_of",
+    "shard_of",
+    "together",
     "units_metadata",
     "unpack",
     "unpack_range",

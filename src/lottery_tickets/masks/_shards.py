@@ -12,6 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -89,6 +90,19 @@ class Shard:
                     block = block.take(held, axis=dim)
             _store(part, first * length, block)
         return part
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The part of a whole tensor, or of one that broadcasts to it; a view where its indices are one run."""
+        for dim, held in enumerate(self.indices):
+            if len(held) == self.shape[dim] or tensor.shape[dim] != self.shape[dim]:
+                continue
+            runs = runs_of(held)
+            if len(runs) <= 1:
+                start, stop = runs[0] if runs else (0, 0)
+                tensor = tensor.narrow(dim, start, stop - start)
+            else:
+                tensor = tensor.index_select(dim, torch.from_numpy(held).to(tensor.device))
+        return tensor
 
     def _of_a_matrix(self) -> tuple[Indices, ...]:
         """The indices; a number counts as a row of one."""
@@ -186,6 +200,12 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         local: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return local
+
+
+def together(tensors: Iterable[object]) -> AbstractContextManager[None]:
+    """A block in which an error on one rank is one on all, if some of these lie in parts on ranks."""
+    sharded: Any = next((tensor for tensor in tensors if is_sharded(tensor)), None)
+    return nullcontext() if sharded is None else Ranks.world(sharded.device.type).together()
 
 
 def shard_of(name: str, tensor: torch.Tensor) -> Shard:
