@@ -33,6 +33,7 @@ from lottery_tickets.masks._shards import (
     reshard,
     runs_of,
     shard_of,
+    spread_as,
     together,
 )
 from lottery_tickets.masks._units import (
@@ -84,6 +85,7 @@ __all__ = [
     "reshard",
     "runs_of",
     "shard_of",
+    "spread_as",
     "together",
     "units_metadata",
     "unpack",

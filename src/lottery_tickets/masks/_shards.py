@@ -202,6 +202,23 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     return local
 
 
+def spread_as(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Numbers of this rank's part of a parameter, as a DTensor that lies as it does if it is one."""
+    if not is_sharded(parameter):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    whole: Any = parameter
+    made = DTensor.from_local(
+        *(part, whole.device_mesh, whole.placements),
+        run_check=False,
+        shape=whole.shape,
+        stride=torch.empty(whole.shape, device="meta").stride(),
+    )
+    # Numbers that lie elsewhere than the mesh's devices have been carried there.
+    return made if made.device == part.device else made.to(part.device)
+
+
 def together(tensors: Iterable[object]) -> AbstractContextManager[None]:
     """A block in which an error on one rank is one on all, if some of these lie in parts on ranks."""
     sharded: Any = next((tensor for tensor in tensors if is_sharded(tensor)), None)
