@@ -16,7 +16,7 @@ import torch
 
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
-from lottery_tickets.masks import is_sharded, local_of, shard_of
+from lottery_tickets.masks import is_sharded, local_of, shard_of, spread_as
 from lottery_tickets.runs import Written
 
 # By a parameter's position, and by other keys what is of no parameter.
@@ -87,20 +87,6 @@ def copy_part(name: str, whole: torch.Tensor, like: torch.Tensor, own: torch.Ten
         return
     for there, here in shard_of(name, like).pairs(whole, own):
         here.copy_(there)
-
-
-def spread_as(parameter: Any, local: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor of a parameter's shape, as a DTensor over the same memory."""
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        local,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
 
 
 def first_place(name: str, parameter: torch.Tensor) -> int:
