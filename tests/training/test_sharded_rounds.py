@@ -33,6 +33,17 @@ ADAM = partial(torch.optim.Adam, lr=0.003)
 
 
 def squares(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Of this rank's part; a pass afterwards leaves the model whole."""
+    scores = {name: one.detach().square() for name, one in model.named_parameters()}
+    with torch.no_grad():
+        model(torch.zeros(1, 16))
+    return scores
+
+
+def squares_of_wholes(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Of the model as a pass leaves it."""
+    with torch.no_grad():
+        model(torch.zeros(1, 16))
     return {name: one.detach().square() for name, one in model.named_parameters()}
 
 
@@ -53,13 +64,14 @@ CASES: dict[str, tuple[int, torch.dtype, dict[str, Any]]] = {
     "momentum": (2, torch.float32, {"optimizer": "sgd", "momentum": 0.9, "rewind_step": 3}),
     "layers": (4, torch.float32, {"scope": "layer", "layer_fractions": {"4.weight": 0.1}, "rewind_epoch": 1}),
     "function": (2, torch.float32, {"optimizer": ADAM, "criterion": squares, "rewind": "learning_rate"}),
+    "wholes": (2, torch.float32, {"optimizer": "sgd", "criterion": squares_of_wholes, "rewind": "none"}),
     "halves": (2, torch.bfloat16, {"optimizer": "sgd", "momentum": 0.9, "rewind_step": 3}),
     "by hand": (2, torch.float32, {"trainer_fn": train_by_hand, "optimizer": "sgd"}),
 }
 
 
 def pruned(rank: int, dtype: torch.dtype, options: dict[str, Any], folder: Path | None) -> Any:
-    model = network(rank >= 0, dtype)
+    model = network(rank >= 0, dtype, only_the_root="criterion" in options)
     evaluated = {"eval_dataloader": loader(), "test_dataloader": loader(shuffle=False)}
     results = prune(model, loader(), num_iterations=2, run_dir=folder, **evaluated, **options)
     assert isinstance(results["final_mask"], Mask)

@@ -77,7 +77,7 @@ def let_go(ranks: Ranks) -> None:
     """Collect what is left of a training, so that nothing refers to the process group any more.
 
     Optimizers and their hooks refer to each other, and so do frames of ours and errors in what torch imports when
-    it makes its first optimizer. If the process ended before they are collected, gloo might abort it for its group.
+    it makes its first optimizer. If the process ended before they are collected, gloo might abort it.
     """
     if ranks.group is not None:
         gc.collect()
