@@ -21,10 +21,10 @@ from lottery_tickets._batches import (
     BatchLoss,
     LossFunction,
     Precision,
-    batches_in_step,
     batches_of,
     check_precision,
     evaluating,
+    in_step,
     measure,
     total,
     with_samples,
@@ -327,7 +327,8 @@ def _measure(ranks: Ranks, runs: Sequence[_Run], model: nn.Module, dataloader: A
     bars = options.progress and ranks.first
     with tqdm(total=count and count * len(runs), desc="evaluating", delay=2, disable=not bars) as bar:
         own = with_samples(islice(batches, options.max_batches), ranks)
-        for number, (batch, counts) in enumerate(_in_step(own, model, ranks)):
+        steps = in_step(own, ranks) if lies_in_parts(model) else ((batch, True) for batch in own)
+        for number, (batch, counts) in enumerate(steps):
             for run in runs:
                 with nullcontext() if run.mask is None else applied(model, run.mask):
                     part = _measure_batch(run, model, number, batch, options)
@@ -364,13 +365,6 @@ def _gather(runs: Sequence[_Run], ranks: Ranks) -> None:
     parts = ranks.gather([run.losses for run in runs])
     for run, *theirs in zip(runs, *parts, strict=True):
         run.losses[:] = [part for losses in theirs for part in losses]
-
-
-def _in_step(batches: Iterable[Any], model: nn.Module, ranks: Ranks) -> Iterator[tuple[Any, bool]]:
-    """Batches, and whether they count: as many on every rank where a pass is one of all of them."""
-    if lies_in_parts(model):
-        return batches_in_step(batches, ranks)
-    return ((batch, True) for batch in batches)
 
 
 def _measure_batch(run: _Run, model: nn.Module, number: int, batch: Any, options: _Options) -> BatchLoss:

@@ -68,6 +68,7 @@ from lottery_tickets.training import (
     checkpointed,
     configuration,
     joined,
+    let_go,
     lies_in_parts,
     training,
 )
@@ -185,13 +186,15 @@ def compute_iterative_magnitude_pruning(
             of the batches of all ranks as one, evaluations are those of all ranks' data, and every rank comes to
             the same results. Each is given batches of its own, in training as many as the others; `SharedBatches`
             gives it a share of every one. Rank 0 writes `run_dir`, which all see. None for this process alone, or
-            the group of a model in DistributedDataParallel.
+            the group of a model in DistributedDataParallel. A model in parts (`fully_shard`) is one of all ranks;
+            see docs/distributed.md.
 
     Returns:
         An `IterativePruningResults`.
 
     Raises:
-        TrainingError: An argument out of range or two that contradict each other; no batches.
+        TrainingError: An argument out of range, one that does not go with a model in parts, or two that contradict
+            each other; no batches.
         TrainingMemoryError: Memory that does not suffice for a single sample, or that ran out when some weights
             had been updated.
         NonfiniteLossError: A loss or gradient that is not finite, and is not to be skipped.
@@ -319,4 +322,7 @@ def compute_iterative_magnitude_pruning(
                 trainings, groups, run, save_every_steps=save_every_steps, progress=progress and ranks.first
             )
             experiment.run()
-            return experiment.results()
+            results = experiment.results()
+    del experiment
+    let_go(ranks)
+    return results

@@ -2,11 +2,11 @@
 
 from lottery_tickets._batches._calls import Inputs, inputs_of, samples_of, size_of
 from lottery_tickets._batches._conventions import is_transformers
+from lottery_tickets._batches._in_step import in_step
 from lottery_tickets._batches._losses import BatchLoss, total
 from lottery_tickets._batches._measure import (
     LossFunction,
     Precision,
-    batches_in_step,
     batches_of,
     check_precision,
     evaluating,
@@ -25,10 +25,10 @@ __all__ = [
     "LossFunction",
     "Precision",
     "SampleLosses",
-    "batches_in_step",
     "batches_of",
     "check_precision",
     "evaluating",
+    "in_step",
     "inputs_of",
     "is_transformers",
     "kept_positions",

@@ -29,6 +29,7 @@ from lottery_tickets._batches._calls import (
     size_of,
     with_decoder_inputs,
 )
+from lottery_tickets._batches._in_step import in_step as ranks_in_step
 from lottery_tickets._batches._losses import (
     BatchLoss,
     class_loss,
@@ -131,7 +132,7 @@ def measure_mean(
     """All batches as one, the model in evaluation mode for the time; `.mean` is the loss.
 
     With `ranks` each of them brings batches of its own, any number, and all learn what all measured. Where a pass
-    is one of all ranks, as through a model in parts, they go `in_step`, and each brings one batch at least.
+    is one of all ranks, as through a model in parts, they go `in_step`.
 
     Raises:
         EvaluationError: No batches, or none with a label.
@@ -141,7 +142,7 @@ def measure_mean(
     there = with_samples(batches, ranks)
     losses = []
     with evaluating(model), ranks.watched("Measuring") if in_step else nullcontext():
-        for batch, counts in batches_in_step(there, ranks) if in_step else ((one, True) for one in there):
+        for batch, counts in ranks_in_step(there, ranks) if in_step else ((one, True) for one in there):
             part = measure(model, batch, precision=precision, loss_fn=loss_fn)
             if counts:
                 losses.append(part)
@@ -157,30 +158,6 @@ def measure_mean(
 def with_samples(batches: Iterable[Any], ranks: Ranks) -> Iterator[Any]:
     """Batches without those that are a rank's share of fewer samples than ranks, and empty."""
     return (batch for batch in batches if ranks.size == 1 or size_of(batch))
-
-
-def batches_in_step(batches: Iterable[Any], ranks: Ranks) -> Iterator[tuple[Any, bool]]:
-    """As many batches on every rank, and whether they count.
-
-    Ranks that have no more go on with their last one as long as another has some, and it does not count again.
-
-    Raises:
-        EvaluationError: A rank has no batch at all.
-    """
-    waiting, last = iter(batches), None
-    while True:
-        batch = next(waiting, None)
-        last = batch if batch is not None else last
-        there = ranks.gather((batch is not None, last is not None))
-        if not any(more for more, _ in there):
-            return
-        without = next((rank for rank, (_, ever) in enumerate(there) if not ever), None)
-        if without is not None:
-            raise EvaluationError(
-                f"A model in parts is gone through by all ranks together, and rank {without} has no batch at all. "
-                "Give each rank at least one."
-            )
-        yield last, batch is not None
 
 
 def batches_of(batch_or_loader: Any) -> Iterable[Any]:

@@ -26,7 +26,16 @@ from lottery_tickets.masks._parameters import (
     prunable_parameters,
 )
 from lottery_tickets.masks._sharded import ShardedMask
-from lottery_tickets.masks._shards import Division, Shard, reshard, runs_of, shard_of, unsharded_class
+from lottery_tickets.masks._shards import (
+    Division,
+    Shard,
+    reshard,
+    runs_of,
+    shard_of,
+    spread_as,
+    together,
+    unsharded_class,
+)
 from lottery_tickets.masks._units import (
     Kept,
     Kind,
@@ -76,6 +85,8 @@ __all__ = [
     "reshard",
     "runs_of",
     "shard_of",
+    "spread_as",
+    "together",
     "units_metadata",
     "unpack",
     "unpack_range",

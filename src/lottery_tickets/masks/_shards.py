@@ -12,6 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product, zip_longest
 from typing import Any
@@ -100,6 +101,19 @@ class Shard:
                 here = here.narrow(dim, place, stop - start)
             yield there, here
 
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The part of a whole tensor, or of one that broadcasts to it; a view where its indices are one run."""
+        for dim, held in enumerate(self.indices):
+            if len(held) == self.shape[dim] or tensor.shape[dim] != self.shape[dim]:
+                continue
+            runs = runs_of(held)
+            if len(runs) <= 1:
+                start, stop = runs[0] if runs else (0, 0)
+                tensor = tensor.narrow(dim, start, stop - start)
+            else:
+                tensor = tensor.index_select(dim, torch.from_numpy(held).to(tensor.device))
+        return tensor
+
     def _of_a_matrix(self) -> tuple[Indices, ...]:
         """The indices; a number counts as a row of one."""
         return self.indices or (np.zeros(1, np.int64),)
@@ -180,6 +194,29 @@ def assembled(shape: torch.Size, parts: Iterable[tuple[Shard, PackedBits]]) -> P
 
 
 # --- DTensors ---
+
+
+def spread_as(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Numbers of this rank's part of a parameter, as a DTensor that lies as it does if it is one."""
+    if not is_sharded(parameter):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    whole: Any = parameter
+    made = DTensor.from_local(
+        *(part, whole.device_mesh, whole.placements),
+        run_check=False,
+        shape=whole.shape,
+        stride=torch.empty(whole.shape, device="meta").stride(),
+    )
+    # Numbers that lie elsewhere than the mesh's devices have been carried there.
+    return made if made.device == part.device else made.to(part.device)
+
+
+def together(tensors: Iterable[object]) -> AbstractContextManager[None]:
+    """A block in which an error on one rank is one on all, if some of these lie in parts on ranks."""
+    sharded: Any = next((tensor for tensor in tensors if is_sharded(tensor)), None)
+    return nullcontext() if sharded is None else Ranks.world(sharded.device.type).together()
 
 
 def shard_of(name: str, tensor: torch.Tensor) -> Shard:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lottery_tickets._ranks import Ranks
-from lottery_tickets.masks import is_sharded, local_of
-from lottery_tickets.training._parts import own_states, spread_as, whole_states
+from lottery_tickets.masks import is_sharded, local_of, spread_as
+from lottery_tickets.training._parts import own_states, whole_states
 from lottery_tickets.training._passes import check_loss
 from lottery_tickets.training._turns import Turns
 from lottery_tickets.training._weights import all_finite, is_finite, norm_of

@@ -16,7 +16,7 @@ import torch
 
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
-from lottery_tickets.masks import is_sharded, local_of, shard_of
+from lottery_tickets.masks import is_sharded, local_of, shard_of, spread_as
 from lottery_tickets.runs import Written
 
 # By a parameter's position, and by other keys what is of no parameter.
@@ -46,9 +46,9 @@ class _InParts:
         # Before the others begin to send, who would wait for a rank that has no memory for it.
         whole = torch.empty(self.shape, dtype=self.dtype) if self._ranks.first else None
         brought = self._ranks.bring(self._local.contiguous(), [shard.part for shard in shards])
-        for shard, part in zip(shards if self._ranks.first else (), brought, strict=True):
+        for rank, part in enumerate(brought):
             assert whole is not None
-            for there, here in shard.pairs(whole, part):
+            for there, here in shards[rank].pairs(whole, part):
                 there.copy_(here)
         return whole
 
@@ -85,22 +85,7 @@ def copy_part(name: str, whole: torch.Tensor, like: torch.Tensor, own: torch.Ten
             raise TrainingError(f"{name}: one tensor is cut in one way and the other in another. Cut both alike.")
         own.copy_(local_of(whole))
         return
-    for there, here in shard_of(name, like).pairs(whole, own):
-        here.copy_(there)
-
-
-def spread_as(parameter: Any, local: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor of a parameter's shape, as a DTensor over the same memory."""
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        local,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
+    own.copy_(shard_of(name, like).take(whole))
 
 
 def first_place(name: str, parameter: torch.Tensor) -> int:
