@@ -34,7 +34,7 @@ from lottery_tickets import prunable_parameters
 from lottery_tickets._data import model_folder, text_file
 from lottery_tickets.importance_scoring import compute_gradient_importance
 
-SEQUENCES, LENGTH = 16, 128
+SEQUENCES, QUICK_SEQUENCES, LENGTH = 16, 4, 128
 TEXT_START = 2_000_000
 CRITERIA = ("fisher", "taylor", "grad_norm")
 TIME_BAR = 1.35
@@ -48,14 +48,14 @@ def load_model() -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32)
 
 
-def load_batches(size: int) -> Batches:
-    """The sequences, so many a batch."""
+def load_batches(sequences: int, size: int) -> Batches:
+    """So many sequences, so many of them a batch."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder())
-    text = text_file().read_text(encoding="utf-8")[TEXT_START:][: SEQUENCES * LENGTH * 8]
+    text = text_file().read_text(encoding="utf-8")[TEXT_START:][: sequences * LENGTH * 8]
     tokens = tokenizer(text, return_tensors="pt")["input_ids"][0]
-    rows = tokens[: SEQUENCES * LENGTH].view(SEQUENCES, LENGTH)
+    rows = tokens[: sequences * LENGTH].view(sequences, LENGTH)
     return [{"input_ids": part} for part in rows.split(size)]
 
 
@@ -76,9 +76,9 @@ def few_tokens(batches: Batches) -> Batches:
     return [{"input_ids": batches[0]["input_ids"][:1, :8]}]
 
 
-def prepare(what: str, store: str, size: int) -> Callable[[], object]:
+def prepare(what: str, store: str, sequences: int, size: int) -> Callable[[], object]:
     """A plain step or a criterion, for a fresh process."""
-    model, batches = load_model(), load_batches(size)
+    model, batches = load_model(), load_batches(sequences, size)
 
     def work(data: Batches) -> object:
         return plain_steps(model, data) if what == "plain" else scores(model, data, what, store)
@@ -88,9 +88,9 @@ def prepare(what: str, store: str, size: int) -> Callable[[], object]:
     return lambda: work(batches)
 
 
-def measure_time(size: int, repeats: int, criteria: tuple[str, ...]) -> dict[str, Any]:
+def measure_time(sequences: int, size: int, repeats: int, criteria: tuple[str, ...]) -> dict[str, Any]:
     """Seconds of everything, taking turns."""
-    model, batches = load_model(), load_batches(size)
+    model, batches = load_model(), load_batches(sequences, size)
     work: dict[str, Callable[[Batches], object]] = {"plain": lambda data: plain_steps(model, data)}
     for criterion in criteria:
         work[criterion] = lambda data, criterion=criterion: scores(model, data, criterion, "cpu")
@@ -110,12 +110,12 @@ def measure_time(size: int, repeats: int, criteria: tuple[str, ...]) -> dict[str
     }
 
 
-def measure_memory(size: int, processes: int, criteria: tuple[str, ...]) -> dict[str, Any]:
+def measure_memory(sequences: int, size: int, processes: int, criteria: tuple[str, ...]) -> dict[str, Any]:
     """Peaks, medians over processes: what an allocator keeps varies from one to the next."""
     runs = {"plain": ("plain", ""), **{one: (one, "cpu") for one in criteria}}
     runs |= {f"{one}, disk": (one, "disk") for one in criteria}
     peaks = {
-        name: [peak_bytes_in_fresh_process(prepare, *run, size) for _ in range(processes)]
+        name: [peak_bytes_in_fresh_process(prepare, *run, sequences, size) for _ in range(processes)]
         for name, run in runs.items()
     }
     typical = medians(peaks)
@@ -138,7 +138,7 @@ def measure_memory(size: int, processes: int, criteria: tuple[str, ...]) -> dict
 
 def table(results: dict[str, Any]) -> Table:
     """The results beside their bars."""
-    batching = f"{SEQUENCES} sequences of {LENGTH} tokens, {results['batch_size']} a batch"
+    batching = f"{results['sequences']} sequences of {LENGTH} tokens, {results['batch_size']} a batch"
     shown = Table(title=f"{results['model']}, {batching}")
     for heading in ("", "time", "against plain", "bar", "slowest / fastest", "peak memory", "bar"):
         shown.add_column(heading, justify="right")
@@ -158,24 +158,25 @@ def table(results: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Run, print, write benchmarks/results/scoring.json."""
-    parser = benchmark_parser(__doc__, "Fisher only, one round")
+    parser = benchmark_parser(__doc__, "Fisher only, a quarter of the sequences, one round")
     parser.add_argument("--batch-size", type=int, default=SEQUENCES, help="sequences a batch")
     parser.add_argument("--only", choices=("time", "memory"), help="measure this half anew, keep the other")
     chosen = parser.parse_args()
     console = Console()
     repeats, criteria = (1, CRITERIA[:1]) if chosen.quick else (3, CRITERIA)
+    sequences = QUICK_SEQUENCES if chosen.quick else SEQUENCES
     kept = RESULTS / "scoring.json"
     results = json.loads(kept.read_text()) if chosen.only and kept.exists() else {}
     results |= {
         "model": "SmolLM2-135M-Instruct, float32",
-        "sequences": SEQUENCES,
+        "sequences": sequences,
         "length": LENGTH,
         "batch_size": chosen.batch_size,
     }
     if chosen.only != "memory":
-        results |= measure_time(chosen.batch_size, repeats, criteria)
+        results |= measure_time(sequences, chosen.batch_size, repeats, criteria)
     if chosen.only != "time":
-        results |= measure_memory(chosen.batch_size, repeats, criteria)
+        results |= measure_memory(sequences, chosen.batch_size, repeats, criteria)
     if {"median_seconds", "median_peak_bytes"} <= results.keys():
         console.print(table(results))
     measured = {key: value for key, value in results.items() if key not in ("date", "machine")}
