@@ -251,11 +251,11 @@ def test_a_generator_is_not_drawn_from(free):
 def test_batches_are_known_from_lists_and_loaders():
     ids = {"input_ids": torch.zeros(3, 7, dtype=torch.int64)}
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*BATCH), batch_size=2)
-    assert _guard._sizes([ids, ids]) == _guard._sizes(ids) == (3, 7)
-    assert _guard._sizes(BATCH) == (4, 1)
-    assert _guard._sizes(loader) == (2, 1)
+    assert _guard.sizes_of([ids, ids]) == _guard.sizes_of(ids) == (3, 7)
+    assert _guard.sizes_of(BATCH) == (4, 1)
+    assert _guard.sizes_of(loader) == (2, 1)
     for other in (None, iter([ids]), [], "nonsense", [3]):
-        assert _guard._sizes(other) == (1, 1)
+        assert _guard.sizes_of(other) == (1, 1)
 
 
 def test_small_models_are_let_through(monkeypatch):

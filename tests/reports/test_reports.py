@@ -110,6 +110,18 @@ def test_a_search_shows_its_distances_and_its_memory(bird: Path) -> None:
     assert set(found["controls"].names) == {"dense", "ticket 0.5", "random 0.5"}
 
 
+@pytest.mark.parametrize("part", ["", "verdict/round-02", "stability/dense"])
+def test_every_run_shows_the_memory_that_was_planned_and_what_it_took(pruned: Path, part: str) -> None:
+    told = json.loads((pruned / part / "results.json").read_text(encoding="utf-8"))["memory"]
+    (section, *_) = document_of([pruned / part]).sections
+    found = next(figure for figure in section.figures if figure.slug == "memory")
+    shown = dict(zip(found.names, found.values, strict=True))
+    planned = told["plan"]["bytes"]
+    assert planned["weights"] == shown["weights"] == 4 * (6 * 12 + 12 + 12 * 3 + 3)
+    assert (told["plan"]["batch_size"], shown["at least"]) == (8, planned["total"])
+    assert shown["measured"] == told["peak_bytes"] > planned["total"], "code that was loaded is in it"
+
+
 def test_a_page_for_whatever_there_is(bird: Path, scores: Path, tmp_path: Path) -> None:
     plans = succeed("plan", "GPT-2", "--operation", "mask", "--operation", "early-bird", "--device-memory", "1GB")
     (tmp_path / "plans.json").write_text(json.dumps(plans), encoding="utf-8")

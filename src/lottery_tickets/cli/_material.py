@@ -15,7 +15,9 @@ from lottery_tickets.vision import DATASETS, NETWORKS, lenet_300_100
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.distributed import ProcessGroup
 
+    from lottery_tickets.planning import MemoryPlan
     from lottery_tickets.vision import Images
 
 _TESTED_AT_ONCE = 1000
@@ -92,6 +94,32 @@ class Material:
             "scheduler": self._scheduler(),
             "max_batch_size": plan.max_batch_size,
         }
+
+    def planned(self, operation: str, group: ProcessGroup | None = None, **options: Any) -> MemoryPlan:
+        """The memory of a training by this recipe, before it starts.
+
+        Args:
+            operation: What is done, as `plan_memory` calls it.
+            group: Processes that share out every batch.
+            options: Of the operation alone.
+        """
+        from lottery_tickets.planning import plan_memory, sizes_of
+        from lottery_tickets.training import SharedBatches
+
+        plan = self.plan
+        rows, length = sizes_of(SharedBatches(self.make_dataloaders(0)[0], group))
+        return plan_memory(
+            self.make_model(0),
+            operation,
+            batch_size=rows,
+            sequence_length=length,
+            optimizer=plan.optimizer,  # type: ignore[arg-type]
+            momentum=plan.momentum,
+            max_batch_size=plan.max_batch_size,
+            include=plan.include,
+            exclude=plan.exclude,
+            **options,
+        )
 
     def steps(self, option: str) -> int:
         """Of a whole training.

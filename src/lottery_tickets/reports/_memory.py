@@ -26,7 +26,10 @@ def memory_bars(plan: Mapping[str, Any], measured: int | None) -> Bars:
         summary += " Activations are an estimate."
     if measured is not None:
         shown["measured"] = measured
-        summary += " Measured: the most that the process had, less what it had before the model was loaded."
+        summary += (
+            " Measured: the most that the process had, less what it had before the model was there; code of "
+            "libraries that came meanwhile is in it, and in no plan."
+        )
     limit = plan["limit"]
     return Bars(
         "memory",
