@@ -135,6 +135,58 @@ def test_a_page_for_whatever_there_is(bird: Path, scores: Path, tmp_path: Path) 
     assert "mask of GPT-2" in page
 
 
+def test_an_evaluation_shows_every_ticket_beside_the_dense_model(evaluated: Path) -> None:
+    told = json.loads(evaluated.read_text(encoding="utf-8"))
+    (section,) = document_of([evaluated]).sections
+    (figure,), (table,) = section.figures, section.tables
+    assert isinstance(figure, Intervals)
+    assert figure.names == ["dense", "magnitude-0.3.safetensors", Path(HOSTILE).name]
+    for point, one in zip(figure.points, [told["baseline"], *told["tickets"].values()], strict=True):
+        assert (point.y, [point.low, point.high]) == (one["perplexity"], one["perplexity_interval"])
+    assert [row[1].value for row in table.rows] == [one["sparsity"] for one in told["tickets"].values()]
+    assert [row[3].value for row in table.rows] == [
+        one["performance_retention"] for one in told["tickets"].values()
+    ]
+
+
+def test_an_evaluation_without_a_number_is_told_too(evaluated: Path, tmp_path: Path) -> None:
+    told = json.loads(evaluated.read_text(encoding="utf-8"))
+    first, second = told["tickets"].values()
+    first["perplexity"] = first["performance_retention"] = first["quality_score"] = None
+    second["perplexity_interval"] = [1.5, None]  # infinity, as JSON writes it
+    (tmp_path / "evaluate.json").write_text(json.dumps(told), encoding="utf-8")
+    (section,) = document_of([tmp_path / "evaluate.json"]).sections
+    assert [row[2].text for row in section.tables[0].rows] == ["not finite", plain(second["perplexity"])]
+    assert section.figures[0].names == ["dense", Path(HOSTILE).name]
+    assert "not finite" in write_report(tmp_path / "evaluate.json", tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("method", ["jaccard", "dice", "overlap"])
+def test_an_overlap_is_shown_over_all_and_in_each_tensor(
+    ticket: Path, overlapped: Path, tmp_path: Path, method: str
+) -> None:
+    other = overlapped.with_name("random.safetensors")
+    told = succeed("overlap", ticket, other, "--method", method)
+    (tmp_path / "overlap.json").write_text(json.dumps(told), encoding="utf-8")
+    (section,) = document_of([tmp_path / "overlap.json"]).sections
+    matrix, bars = section.figures
+    whole = compute_ticket_overlap(Mask.load(ticket), Mask.load(other), method)
+    assert matrix.values == [[1.0, whole["overall_overlap"]], [whole["overall_overlap"], 1.0]]
+    assert list(matrix.names) == ["many.safetensors", "random.safetensors"]
+    assert dict(zip(bars.names, bars.values, strict=True)) == whole["layer_overlaps"]
+    assert f"{method.capitalize()} index" in section.reason
+    assert f"{whole['expected_by_chance']:.3f}" in matrix.summary
+
+
+def test_what_compare_prints_is_what_it_writes(compared: Path) -> None:
+    told = json.loads(compared.read_text(encoding="utf-8"))
+    (section,) = document_of([compared]).sections
+    (curves,) = [figure for figure in section.figures if isinstance(figure, Curves)][:1]
+    shown = {point.y for line in curves.lines for point in line.points}
+    assert shown <= {row["quality"]["perplexity"] for row in told["rows"]}
+    assert len(section.tables[0].rows) == len(told["rows"]) == 4
+
+
 def test_criteria_beside_each_other(tmp_path: Path) -> None:
     def row(criterion: str, sparsity: float, perplexity: float | None) -> dict[str, Any]:
         interval = None if perplexity is None else [perplexity - 1, perplexity + 1]
@@ -182,8 +234,11 @@ def test_the_same_runs_make_the_same_page(pruned: Path, ticket: Path, tmp_path: 
 # ---------------------------------------------------------------- what is untrusted
 
 
-def test_no_name_comes_through_unescaped(pruned: Path, ticket: Path, tmp_path: Path) -> None:
-    page = write_report([pruned, ticket], tmp_path / "page.html", title=HOSTILE).read_text(encoding="utf-8")
+def test_no_name_comes_through_unescaped(
+    pruned: Path, ticket: Path, evaluated: Path, overlapped: Path, tmp_path: Path
+) -> None:
+    given = [pruned, ticket, evaluated, overlapped]
+    page = write_report(given, tmp_path / "page.html", title=HOSTILE).read_text(encoding="utf-8")
     assert page.count("<script>") == page.count("</script>") == 1
     reader = Reader()
     reader.feed(page)
@@ -241,7 +296,8 @@ def test_what_is_no_run_is_refused(pruned: Path, tmp_path: Path) -> None:
         ("{", "no JSON"),
         ("[]", "nothing that a command wrote"),
         ("{}", "without the schema"),
-        ('{"schema": "lottery-tickets.overlap/1"}', "what overlap writes"),
+        ('{"schema": "lottery-tickets.mask/1"}', "what mask writes"),
+        ('{"schema": "lottery-tickets.overlap/1"}', "not whole"),
         ('{"schema": "lottery-tickets.imp/1", "rounds": []}', "not whole"),
     ):
         (tmp_path / "some.json").write_text(text)

@@ -13,7 +13,11 @@ from safetensors import SafetensorError, safe_open
 from lottery_tickets._score_files import FORMAT as SCORES
 from lottery_tickets.errors import LotteryTicketError, ReportError
 from lottery_tickets.masks import Mask
-from lottery_tickets.reports._comparisons import section_of_comparison, section_of_demo
+from lottery_tickets.reports._comparisons import (
+    section_of_comparison,
+    section_of_demo,
+    section_of_evaluation,
+)
 from lottery_tickets.reports._content import Document, Section
 from lottery_tickets.reports._judgements import section_of_stability, section_of_verdict
 from lottery_tickets.reports._memory import section_of_plan
@@ -24,6 +28,7 @@ from lottery_tickets.reports._searches import sections_of_search
 from lottery_tickets.reports._tickets import (
     load_tickets,
     names_apart,
+    section_of_overlap,
     section_of_overlaps,
     section_of_scores,
     section_of_ticket,
@@ -31,8 +36,8 @@ from lottery_tickets.reports._tickets import (
 
 _RESULTS, _CONFIG = "results.json", "config.json"
 _KNOWN = (
-    "the folder of a run of early-bird, imp, verdict or stability, a file that a command wrote as JSON, a ticket "
-    "or a file of scores"
+    "the folder of a run of early-bird, imp, verdict or stability, what evaluate, overlap, compare, plan or demo "
+    "wrote as JSON, a ticket or a file of scores"
 )
 
 Found = tuple[list[Section], list[tuple[str, Mask]]]  # what to say, and the tickets to lay beside each other
@@ -155,6 +160,8 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Path], Found]] = {
     "early-bird": _of_search,
     "verdict": _alone(section_of_verdict),
     "stability": _alone(section_of_stability),
+    "evaluate": _alone(section_of_evaluation),
+    "overlap": _alone(section_of_overlap),
     "compare": _alone(section_of_comparison),
     "demo": _alone(section_of_demo),
     "plan": _of_plans,
