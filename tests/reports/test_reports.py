@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from lottery_tickets import Mask, compute_ticket_overlap
 from lottery_tickets.errors import MaskFileError, MissingExtraError, ReportError
 from lottery_tickets.reports import write_figures, write_report
 from lottery_tickets.reports._content import Curves, Intervals, Matrix
+from lottery_tickets.reports._memory import _ticks
 from lottery_tickets.reports._numbers import duration, memory, percent, plain
 from lottery_tickets.reports._sources import document_of
 from lottery_tickets.reports._svg import safe_svg
@@ -110,6 +112,35 @@ def test_a_search_shows_its_distances_and_its_memory(bird: Path) -> None:
     assert set(found["controls"].names) == {"dense", "ticket 0.5", "random 0.5"}
 
 
+def test_a_verdict_tells_every_option_it_was_given(pruned: Path, tmp_path: Path) -> None:
+    (section,) = document_of([pruned / "verdict" / "round-02"]).sections
+    told = section.configuration
+    assert (told["controls"], told["judged-at"]) == ("dense,random_reinit,random_mask", "early-stopping")
+    assert (told["margin"], told["seeds"], told["device"]) == (0.005, 2, "auto")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(pruned / "verdict" / "round-02" / "results.json", alone)
+    assert "device" not in document_of([alone]).sections[0].configuration
+    for text in ("a: [", "- a"):
+        (alone / "run.yaml").write_text(text)
+        with pytest.raises(ReportError, match="not whole"):
+            document_of([alone])
+
+
+def test_places_on_an_axis_of_memory_are_round() -> None:
+    for most, expected in (
+        (0, [0]),
+        (3, [0, 1, 2, 3]),
+        (700 << 10, ["0 bytes", *(f"{n} KiB" for n in range(200, 700, 200))]),
+    ):
+        found = _ticks(most)
+        assert (found if isinstance(expected[0], int) else [memory(one) for one in found]) == expected
+    for exponent in range(50):
+        found = _ticks(3 << exponent)
+        assert 3 <= len(found) <= 6
+        assert found[-1] <= 3 << exponent
+
+
 @pytest.mark.parametrize("part", ["", "verdict/round-02", "stability/dense"])
 def test_every_run_shows_the_memory_that_was_planned_and_what_it_took(pruned: Path, part: str) -> None:
     told = json.loads((pruned / part / "results.json").read_text(encoding="utf-8"))["memory"]
@@ -140,7 +171,7 @@ def test_an_evaluation_shows_every_ticket_beside_the_dense_model(evaluated: Path
     (section,) = document_of([evaluated]).sections
     (figure,), (table,) = section.figures, section.tables
     assert isinstance(figure, Intervals)
-    assert figure.names == ["dense", "magnitude-0.3.safetensors", Path(HOSTILE).name]
+    assert figure.names == ["dense", "magnitude-0.3", Path(HOSTILE).name]
     for point, one in zip(figure.points, [told["baseline"], *told["tickets"].values()], strict=True):
         assert (point.y, [point.low, point.high]) == (one["perplexity"], one["perplexity_interval"])
     assert [row[1].value for row in table.rows] == [one["sparsity"] for one in told["tickets"].values()]
@@ -172,7 +203,7 @@ def test_an_overlap_is_shown_over_all_and_in_each_tensor(
     matrix, bars = section.figures
     whole = compute_ticket_overlap(Mask.load(ticket), Mask.load(other), method)
     assert matrix.values == [[1.0, whole["overall_overlap"]], [whole["overall_overlap"], 1.0]]
-    assert list(matrix.names) == ["many.safetensors", "random.safetensors"]
+    assert list(matrix.names) == ["many", "random"]
     assert dict(zip(bars.names, bars.values, strict=True)) == whole["layer_overlaps"]
     assert f"{method.capitalize()} index" in section.reason
     assert f"{whole['expected_by_chance']:.3f}" in matrix.summary

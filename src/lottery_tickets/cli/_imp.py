@@ -253,6 +253,7 @@ def imp(
     )
     material = Material(plan, chosen_device(device), images)
     wanted = range(first_seed, first_seed + seeds)
+    material.rehearse()
     later = bool(rewind_epoch or rewind_step)
     memory = material.planned("iterative", session.group, run_dir=True, rewind_later=later)
     found, cost = _all_seeds(session, material, output, wanted, save_every=save_every)

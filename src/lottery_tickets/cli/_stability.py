@@ -113,6 +113,7 @@ def stability(
     wanted = _steps(material, steps)
     folder = output or run / "stability" / subject
     session.settle(steps=",".join(map(str, wanted)), seeds=len(own), output=folder)
+    material.rehearse()
     memory = material.planned("instability")
     measure = partial(
         _measured,

@@ -96,6 +96,7 @@ def verdict(
     from lottery_tickets.cli._meter import metered, run_memory
 
     material = Material(plan, chosen_device(device))
+    material.rehearse()
     memory = material.planned("verdict")
     judge = partial(
         _judged,

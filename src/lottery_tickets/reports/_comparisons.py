@@ -20,7 +20,7 @@ from lottery_tickets.reports._content import (
     Table,
 )
 from lottery_tickets.reports._numbers import duration, memory, percent, plain
-from lottery_tickets.reports._tickets import names_apart
+from lottery_tickets.reports._tickets import names_apart, ticket_name
 
 Results = Mapping[str, Any]
 
@@ -108,7 +108,7 @@ def section_of_demo(results: Results, source: str) -> Section:
 def section_of_evaluation(results: Results, source: str) -> Section:
     """Tickets by their perplexity on one text."""
     dense, given = results["baseline"], results["tickets"]
-    tickets = dict(zip(names_apart([Path(path).name for path in given]), given.values(), strict=True))
+    tickets = dict(zip(names_apart([ticket_name(path) for path in given]), given.values(), strict=True))
     confidence = next(iter(tickets.values()))["confidence"]
     there = {name: one for name, one in tickets.items() if one["perplexity"] is not None}
     best = min(there, key=lambda name: there[name]["perplexity"], default=None)

@@ -58,7 +58,7 @@ def section_of_verdict(results: Results, source: str) -> Section:
     rows = [
         [
             Cell(_readable(test["control"])),
-            Cell(test["claim"]),
+            Cell(_readable(test["claim"])),
             Cell(_signed(test["mean_gain"]), test["mean_gain"]),
             Cell(f"{test['p_value']:.2g}", test["p_value"]),
             Cell("shown" if test["shown"] else "the opposite shown" if test["refuted"] else "cannot be told"),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from lottery_tickets._score_files import FORMAT as SCORES
@@ -34,7 +35,7 @@ from lottery_tickets.reports._tickets import (
     section_of_ticket,
 )
 
-_RESULTS, _CONFIG = "results.json", "config.json"
+_RESULTS, _CONFIG, _OPTIONS = "results.json", "config.json", "run.yaml"
 _KNOWN = (
     "the folder of a run of early-bird, imp, verdict or stability, what evaluate, overlap, compare, plan or demo "
     "wrote as JSON, a ticket or a file of scores"
@@ -151,6 +152,18 @@ def _of_plans(results: Mapping[str, Any], path: Path) -> Found:
     return [section_of_plan(plan, str(path)) for plan in results["plans"]], []
 
 
+def _with_settings(
+    section: Callable[[Mapping[str, Any], str], Section],
+) -> Callable[[Mapping[str, Any], Path], Found]:
+    """Of a run that lies in its folder beside the options that it was started with."""
+
+    def read(results: Mapping[str, Any], path: Path) -> Found:
+        found = section(results, str(path))
+        return [replace(found, configuration={**found.configuration, **_settings(path.parent)})], []
+
+    return read
+
+
 def _alone(section: Callable[[Mapping[str, Any], str], Section]) -> Callable[[Mapping[str, Any], Path], Found]:
     return lambda results, path: ([section(results, str(path))], [])
 
@@ -158,14 +171,25 @@ def _alone(section: Callable[[Mapping[str, Any], str], Section]) -> Callable[[Ma
 _READERS: dict[str, Callable[[Mapping[str, Any], Path], Found]] = {
     "imp": _of_imp,
     "early-bird": _of_search,
-    "verdict": _alone(section_of_verdict),
-    "stability": _alone(section_of_stability),
+    "verdict": _with_settings(section_of_verdict),
+    "stability": _with_settings(section_of_stability),
     "evaluate": _alone(section_of_evaluation),
     "overlap": _alone(section_of_overlap),
     "compare": _alone(section_of_comparison),
     "demo": _alone(section_of_demo),
     "plan": _of_plans,
 }
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Every option as the command has written it down; empty where that is gone."""
+    path = folder / _OPTIONS
+    try:
+        return {str(name): value for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name}: {error}") from error
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

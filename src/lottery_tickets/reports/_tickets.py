@@ -126,10 +126,10 @@ def section_of_overlaps(tickets: Mapping[str, Mask]) -> Section | None:
 def section_of_overlap(results: Mapping[str, Any], source: str) -> Section:
     """Two tickets beside each other, as `overlap` has compared them."""
     method, whole, chance = results["method"], results["overall_overlap"], results["expected_by_chance"]
-    names = names_apart([Path(results[one]).name for one in ("first", "second")])
+    names = names_apart([ticket_name(results[one]) for one in ("first", "second")])
     layers, counts = results["layer_overlaps"], results["summary"]
     return Section(
-        title=" and ".join(names),
+        title=f"Overlap of {' and '.join(names)}",
         kind="overlap",
         source=source,
         conclusion=f"Both keep {plain(counts['total_intersection'])} weights, of "
@@ -241,6 +241,11 @@ def _summary(tensor: torch.Tensor) -> tuple[int, float, float, float]:
     if not tensor.numel():
         return 0, 0.0, 0.0, 0.0
     return tensor.numel(), float(tensor.double().mean()), float(tensor.min()), float(tensor.max())
+
+
+def ticket_name(path: str) -> str:
+    """What to call the ticket of a file."""
+    return Path(path).name.removesuffix(".safetensors")
 
 
 def names_apart(names: Sequence[str]) -> list[str]:
