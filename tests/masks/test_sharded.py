@@ -17,51 +17,8 @@ from lottery_tickets import Mask, _ranks, applied, apply_mask, create_magnitude_
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import DistributedError, MaskAppliedError, MaskError, MaskMismatchError, WeightsError
 from lottery_tickets.masks import ShardedMask, local_of
+from parts import mlp, shard
 from ranks import GoneError
-
-LAYOUTS = ("fsdp", "tensor parallel", "both", "replicated")
-
-
-def mlp(dtype: torch.dtype = torch.float32, *, mixed: bool = False) -> nn.Sequential:
-    """Layers whose rows no number of ranks divides, tied weights, and a layer with fewer rows than ranks."""
-    torch.manual_seed(0)
-    layers = [
-        nn.Linear(6, 10),
-        nn.ReLU(),
-        nn.Linear(10, 6),
-        nn.ReLU(),
-        nn.Linear(6, 10),
-        nn.ReLU(),
-        nn.Linear(10, 1),
-    ]
-    model = nn.Sequential(*layers).to(dtype)
-    model[4].weight = model[0].weight
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_((parameter * 16).round() / 16)  # many ties
-    if mixed:
-        model[2].bfloat16()
-    return model
-
-
-def shard(model: nn.Sequential, layout: str) -> nn.Sequential:
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import init_device_mesh
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
-    if layout == "replicated":
-        return model
-    size = torch.distributed.get_world_size()
-    if layout == "fsdp":
-        mesh = init_device_mesh("cpu", (size,))
-        fully_shard(model[2], mesh=mesh)
-        return fully_shard(model, mesh=mesh)
-    shape = (size,) if layout == "tensor parallel" else (size // 2, 2)
-    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp")[-len(shape) :])
-    plan = {"0": ColwiseParallel(), "2": RowwiseParallel(), "4": ColwiseParallel(), "6": RowwiseParallel()}
-    parallelize_module(model, mesh["tp"], plan)
-    model[4].weight = model[0].weight
-    return fully_shard(model, mesh=mesh["dp"]) if layout == "both" else model
 
 
 def digests(model: Any, **options: Any) -> list[str]:

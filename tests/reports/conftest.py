@@ -1,14 +1,11 @@
-"""Runs to report on, with names that mean harm, and a browser to look at the page with."""
+"""Runs to report on, with names that mean harm."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,10 +16,6 @@ from reporting import HOSTILE, MODULE
 from test_cli import model, run, text  # noqa: F401  # fixtures among them
 
 _SMALL = ("--context", 16, "--max-windows", 4)
-_FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 
 
 @pytest.fixture(scope="session")
@@ -93,22 +86,6 @@ def compared(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) 
     path = tmp_path_factory.mktemp("compare") / "compare.json"
     criteria = ("--criteria", "magnitude,wanda", "-s", 0.3, "-s", 0.6, "--samples", 4)
     return _told(path, "compare", model, "--text", text, *criteria, *_SMALL)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Debian's chromium, without a network of its own."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        problem = "chromium is not installed; `make browser` does that on Debian, as root"
-        if os.environ.get("CI"):
-            pytest.fail(problem)
-        pytest.skip(problem)
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, headless=True, args=list(_FLAGS))
-        yield opened
-        opened.close()
 
 
 def _done(*arguments: object) -> str:

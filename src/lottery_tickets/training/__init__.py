@@ -17,6 +17,7 @@ from lottery_tickets.training._memory import (
 )
 from lottery_tickets.training._optimizers import InBackward, MakeOptimizer, Stepper, make_optimizer
 from lottery_tickets.training._order import DataOrder
+from lottery_tickets.training._parts import part_of, to_be_written
 from lottery_tickets.training._passes import Clip
 from lottery_tickets.training._peaks import devices_of, peak_bytes
 from lottery_tickets.training._recipe import LEARNING_RATES, OptimizerFunction, Recipe, TrainerFunction, length_of
@@ -67,10 +68,12 @@ __all__ = [
     "lies_in_parts",
     "log_training_bytes",
     "make_optimizer",
+    "part_of",
     "peak_bytes",
     "restore_tensors",
     "structure_digest",
     "tensors_of",
+    "to_be_written",
     "training",
     "training_bytes",
     "uses_of",
