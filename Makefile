@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help venv data browser demo test test-all check frozen docs bench reproduce clean
+.PHONY: help venv data browser demo test test-all pythons floors check licences wheel frozen docs bench reproduce clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,10 +18,12 @@ venv: $(INSTALLED) ## Make or update .venv
 data: $(INSTALLED) ## Fetch the model and the text that demo and tests use (cached outside the tree)
 	$(BIN)/python scripts/data.py
 
-browser: ## Install Debian's chromium, in which tests look at reports, where it is missing and apt can bring it
-	@command -v chromium >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
-	else echo "chromium is missing: tests that look at reports will be skipped, and fail where CI is set"; fi
+browser: ## Install Debian's chromium, in which tests look at reports, and the shells that they type in, if apt can
+	@missing=""; for one in chromium zsh fish; do command -v $$one >/dev/null || missing="$$missing $$one"; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	else echo "missing:$$missing; tests that need them will be skipped, and fail where CI is set"; fi
 
 demo: data ## Tickets of SmolLM2-135M, then early birds of two vision networks beside their controls
 	$(BIN)/lottery-tickets demo --output tickets
@@ -33,8 +35,15 @@ demo: data ## Tickets of SmolLM2-135M, then early birds of two vision networks b
 test: data browser ## Tests and documents' examples on two cores, about 7 minutes
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
 
-test-all: data browser ## Slow proofs too
+test-all: data browser ## Slow proofs too, then other Pythons and the lowest versions
 	$(BIN)/pytest -m ''
+	$(BIN)/nox
+
+pythons: data browser ## The wheel and the core of the suite on every Python that is to be had
+	$(BIN)/nox --session pythons
+
+floors: data browser ## The core of the suite on the lowest versions that pyproject.toml allows
+	$(BIN)/nox --session floors
 
 check: $(INSTALLED) ## Format, lint, types, import directions, docstrings, documents
 	$(BIN)/ruff format --check .
@@ -43,6 +52,12 @@ check: $(INSTALLED) ## Format, lint, types, import directions, docstrings, docum
 	$(BIN)/lint-imports
 	$(BIN)/pytest --quiet src
 	$(BIN)/mkdocs build --strict --quiet
+
+licences: $(INSTALLED) ## Licences of everything that an installation brings
+	$(BIN)/python scripts/licences.py
+
+wheel: $(INSTALLED) ## The wheel and the source distribution, in dist/
+	$(BIN)/python -m build
 
 frozen: $(INSTALLED) ## Write down anew what the command line promises, after a change that is meant
 	$(BIN)/python scripts/frozen.py
@@ -76,4 +91,4 @@ reproduce: $(INSTALLED) ## The lottery ticket papers, again: an hour or more; go
 	$(BIN)/python benchmarks/tables.py
 
 clean: ## Remove everything the targets made in the tree
-	rm -rf .venv site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage tickets reproduce
+	rm -rf .venv .nox site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage tickets reproduce

@@ -45,7 +45,7 @@ def _present(name: str, witness: str = "") -> Path:
         from .errors import CheckpointError  # here, for the reason the module's docstring gives
 
         raise CheckpointError(
-            f"{name} is not in {data_folder()}: run 'make data' to fetch it, "
+            f"{name} is not in {data_folder()}: run 'make data' in a checkout of lottery-tickets to fetch it, "
             "or set LOTTERY_TICKETS_DATA to the folder that holds it"
         )
     return path

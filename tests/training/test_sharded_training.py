@@ -111,12 +111,12 @@ def test_quality_of_a_model_in_parts_is_that_of_the_whole(ranks, counts):
 
 def failing(rank: int, how: str) -> None:
     model, batches = in_parts(), [*SharedBatches(data(), dist.group.WORLD)]
-    if how == "run_dir":
-        search(model, batches, run_dir="run")
+    if how == "blocks":
+        search(model, batches, run_dir="run", optimizer="adamw8bit")
     if how == "criterion":
         search(model, batches, criterion="rank_correlation")
     if how == "rounds":
-        prune(model, batches)
+        prune(model, batches, run_dir=None, rewind_step=1, optimizer="adamw8bit")
     if how == "partly":
         partly = net()
         fully_shard(partly[0])
@@ -128,9 +128,9 @@ def failing(rank: int, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "kind", "words"),
     [
-        ("run_dir", TrainingError, "run_dir holds whole models"),
+        ("blocks", TrainingError, "scales its states by blocks of a part's weights"),
         ("criterion", TrainingError, "ranks whole tensors"),
-        ("rounds", DistributedError, "Iterative pruning is for models that every rank has whole, and 0.weight is"),
+        ("rounds", TrainingError, "and rewind_step asks for states that any number of ranks can go on with"),
         ("partly", DistributedError, "2.weight is whole"),
         ("no batches", EvaluationError, "gave no batches"),
     ],

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from lottery_tickets.masks import Kind
 
@@ -87,6 +85,9 @@ class Indices:
 
     def components(self) -> Nodes:
         """For each node the number of its component, in the order of their first nodes."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         if not self.size:
             return np.empty(0, np.int64)
         empty = np.empty(0, np.int64)

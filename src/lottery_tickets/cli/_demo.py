@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from lottery_tickets.cli._app import app, program
 from lottery_tickets.cli._arguments import chosen_device, model_name
 from lottery_tickets.cli._shell import Report, Session, command, new_table, number, with_interval
+from lottery_tickets.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from lottery_tickets.masks import Mask
@@ -41,6 +43,8 @@ def demo(
     """
     import torch
 
+    if find_spec("transformers") is None:
+        raise MissingExtraError("transformers", "demo")
     from lottery_tickets._data import model_folder, text_file
     from lottery_tickets.cli._windows import text_windows
     from lottery_tickets.evaluation import compute_lottery_ticket_qualities

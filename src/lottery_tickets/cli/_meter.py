@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+    from lottery_tickets.planning import MemoryPlan
 
 T = TypeVar("T")
 
@@ -71,6 +74,23 @@ def metered(work: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
         peak - host if resettable and host is not None and peak is not None else None,
         torch.cuda.max_memory_allocated(device) - before if cuda else None,
     )
+
+
+def run_memory(plan: MemoryPlan, cost: Cost, folder: Path) -> dict[str, Any]:
+    """What a run was planned to take and the most that it took, in the call of it that took most.
+
+    Args:
+        plan: Of its training in this call.
+        cost: Of this call, which may have found all of it done.
+        folder: Of the run, whose results tell of the calls before.
+    """
+    peak = cost.host_bytes if cost.device_bytes is None else cost.device_bytes
+    now = {"plan": plan.as_dict(), "peak_bytes": peak}
+    try:
+        before: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))["memory"]
+        return before if before["peak_bytes"] >= (peak or 0) else now
+    except (OSError, ValueError, KeyError, TypeError):  # of no run, or of none that tells
+        return now
 
 
 def _give_back() -> None:

@@ -119,8 +119,9 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
         >>> load_tokenizer("words")("word the word").input_ids
         [1, 0, 1]
     """
+    transformers = _transformers()
     try:
-        return _transformers().AutoTokenizer.from_pretrained(folder)
+        return transformers.AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # as above
         raise CheckpointError(f"{folder}: transformers cannot load its tokenizer: {_first_line(error)}") from error
 
