@@ -265,6 +265,14 @@ def failing(rank: int, how: str) -> None:
         data[1][0][0] = torch.nan
     if how == "nothing":
         data = []
+    if how == "loss":
+
+        def loss_fn(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            if rank and len(labels) == 3:
+                raise KeyError("no such label")
+            return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+        importance_scoring.compute_fisher_importance(model, data, loss_fn=loss_fn)
     if how == "grasp":
         importance_scoring.compute_grasp_importance(model, data)
     if how == "synflow":
@@ -296,6 +304,13 @@ def test_what_cannot_be_scored_in_parts_is_an_error_on_all(ranks, how, kind, wor
     for answer in ranks(2).attempt(failing, how):
         assert type(answer) is kind, answer
         assert words in str(answer)
+
+
+def test_an_error_of_the_loss_on_one_rank_is_heard_by_all(ranks):
+    first, second = ranks(2).attempt(failing, "loss")
+    assert isinstance(second, KeyError)
+    assert isinstance(first, DistributedError)
+    assert str(first) == "rank 1 failed: KeyError: 'no such label'"
 
 
 # --- A language model ---
