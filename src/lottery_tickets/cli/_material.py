@@ -125,20 +125,22 @@ class Material:
         """Train a few weights for a step: what libraries load for it is not to be measured with a run."""
         import torch
 
+        from lottery_tickets.cli._meter import rehearsing
         from lottery_tickets.iterative_pruning import compute_iterative_magnitude_pruning
 
         data = [(torch.zeros(2, 2), torch.tensor([0, 1]))]
-        compute_iterative_magnitude_pruning(
-            torch.nn.Linear(2, 2).to(self.device),
-            data,
-            target_sparsity=0.5,
-            num_iterations=1,
-            eval_dataloader=data,
-            epochs=1,
-            optimizer=self.plan.optimizer,
-            learning_rate=self.plan.learning_rate,
-            progress=False,
-        )
+        with rehearsing():
+            compute_iterative_magnitude_pruning(
+                torch.nn.Linear(2, 2).to(self.device),
+                data,
+                target_sparsity=0.5,
+                num_iterations=1,
+                eval_dataloader=data,
+                epochs=1,
+                optimizer=self.plan.optimizer,
+                learning_rate=self.plan.learning_rate,
+                progress=False,
+            )
 
     def steps(self, option: str) -> int:
         """Of a whole training.

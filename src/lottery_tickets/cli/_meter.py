@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import logging
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -55,9 +58,7 @@ def metered(work: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
     import torch
 
     cuda = device.type == "cuda"
-    gc.collect()
-    _give_back()
-    resettable = _reset_high_water()
+    resettable = forget_peak()
     host = _high_water()
     if cuda:
         torch.cuda.synchronize(device)
@@ -74,6 +75,32 @@ def metered(work: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
         peak - host if resettable and host is not None and peak is not None else None,
         torch.cuda.max_memory_allocated(device) - before if cuda else None,
     )
+
+
+@contextmanager
+def rehearsing() -> Iterator[None]:
+    """A block that does what is to be measured on next to nothing, so that libraries have loaded their code.
+
+    Nobody hears of it, and random states are afterwards what they were.
+    """
+    from lottery_tickets.runs import private_random_state
+
+    logger = logging.getLogger("lottery_tickets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with private_random_state(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def forget_peak() -> bool:
+    """Let the kernel's high-water mark begin anew at what is needed now; whether it does."""
+    gc.collect()
+    _give_back()
+    return _reset_high_water()
 
 
 def run_memory(plan: MemoryPlan, cost: Cost, folder: Path) -> dict[str, Any]:
