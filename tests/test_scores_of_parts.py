@@ -144,6 +144,20 @@ class Rows(nn.Module):
         return self.last(hidden.reshape(len(inputs), 10))
 
 
+class Dropping(nn.Module):
+    """A layer that batches go through once more, for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(72, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if len(inputs) > 1:
+            self.layer(inputs.flatten(1))
+        return self.layer(inputs.flatten(1))
+
+
 def of_other_shards(rank: int) -> list[dict[str, torch.Tensor]]:
     own = [batches()[number] for number in SHARES[2][rank]]
 
@@ -155,8 +169,9 @@ def of_other_shards(rank: int) -> list[dict[str, torch.Tensor]]:
     columns = in_parts(Net(), shard_placement_fn=along_columns, reshard_after_forward=False)
     narrow = in_parts(Net(), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     rows = in_parts(Rows())
-    half = in_parts(Net().bfloat16())
+    half, dropping = in_parts(Net().bfloat16()), in_parts(Dropping())
     found = [(columns, "fisher"), (columns, "wanda"), (rows, "fisher"), (narrow, "taylor"), (half, "taylor")]
+    found.append((dropping, "obd"))
     return [gathered(scores(model, criterion, own)) for model, criterion in found]
 
 
@@ -166,6 +181,7 @@ def test_other_shards_and_types_and_layers_that_mix_samples(ranks):
         *((scores(Net(), "fisher", batches()), 1e-5), (scores(Net(), "wanda", batches()), 1e-5)),
         (scores(Rows(), "fisher", batches()), 1e-5),
         *((half, 0.05), (half, 1e-5)),
+        (scores(Dropping(), "obd", batches()), 1e-5),
     ]
     for answer in ranks(2).run(of_other_shards):
         for found, (one, tolerance) in zip(answer, expected, strict=True):
@@ -273,6 +289,9 @@ def failing(rank: int, how: str) -> None:
             return nn.functional.cross_entropy(logits, labels, reduction="none")
 
         importance_scoring.compute_fisher_importance(model, data, loss_fn=loss_fn)
+    if how == "statistics":
+        options: dict[str, Any] = {"return_stats": True, "progress": False}
+        importance_scoring.compute_taylor_importance(in_parts(Dropping()), data, **options)
     if how == "grasp":
         importance_scoring.compute_grasp_importance(model, data)
     if how == "synflow":
@@ -294,6 +313,7 @@ def failing(rank: int, how: str) -> None:
     ("how", "kind", "words"),
     [
         ("nan", ScoreError, "Batch 1, sample 0: the loss is nan"),
+        ("statistics", ScoreError, "layer.weight is called in places that the loss does not depend on"),
         ("nothing", ScoreError, "No sample has a label that counts"),
         ("grasp", DistributedError, "GraSP, which differentiates twice, is for models that every rank has whole"),
         ("synflow", DistributedError, "SynFlow, whose flow is one of magnitudes in float64"),
