@@ -76,6 +76,8 @@ def launched(rank: int, *, accelerated: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
             patch.setenv(name, str(value))
+        for name in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
+            patch.setenv(name, "false")  # trainers set them, and are not to be heard of afterwards
         if accelerated:
             patch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
             told = ("gloo", DistributedType.MULTI_GPU)
