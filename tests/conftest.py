@@ -1,4 +1,4 @@
-"""Real material for tests: SmolLM2-135M, English text, MNIST digits (fetched beforehand by `make data`).
+"""Real material for tests: SmolLM2-135M, English text, MNIST digits (fetched by `make data`); and a browser.
 
 A test that asks for what is not there fails where the environment variable CI is set, and is skipped
 elsewhere.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
+
+BROWSER_FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("dev", deadline=None, print_blob=True)
@@ -92,3 +98,19 @@ def mnist() -> tuple[torch.Tensor, torch.Tensor]:
     with gzip.open(found(images_file), "rt", newline="") as file:
         rows = torch.tensor([[int(cell) for cell in row] for row in csv.reader(file)])
     return rows[:, :-1].reshape(-1, 1, 28, 28) / 255, rows[:, -1].clone()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, which asks nobody for anything by itself."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        problem = "chromium is not installed; `make browser` does that on Debian, as root"
+        if IN_CI:
+            pytest.fail(problem)
+        pytest.skip(problem)
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, headless=True, args=list(BROWSER_FLAGS))
+        yield opened
+        opened.close()

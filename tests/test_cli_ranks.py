@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 import lottery_tickets
 from lottery_tickets import Mask, compute_ticket_overlap
+from lottery_tickets.cli._shell import Session
 from test_cli import fail, run, succeed
 from test_cli_imp import MODULE
 
@@ -84,6 +85,36 @@ def test_an_error_on_all_ranks_is_told_by_rank_0(ranks, tmp_path):
     assert (code, out) == (1, "")
     assert err.startswith("error: run: no folder can be made there")
     assert others == [(1, "", "")]
+
+
+@pytest.mark.parametrize(
+    ("started", "told"),
+    [
+        (["--n", "2", "a tool", *IMP], "--n 2 'a tool'"),
+        (IMP, ""),
+        (["something", "else"], None),
+    ],
+)
+def test_how_the_processes_were_started_is_read_from_what_started_them(tmp_path, started, told):
+    program = f"import sys; sys.argv = ['tool', *{IMP}]; from lottery_tickets.cli import _launched as it"
+    (tmp_path / "launch.py").write_text(
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {program!r} + '; print(it.launcher())'])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(lottery_tickets.__file__).parents[1])}
+    command = [sys.executable, "launch.py", *started]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    words = None if told is None else f"{sys.executable} launch.py {told}".strip()
+    assert done.stdout.strip() == str(words)
+
+
+def test_where_nobody_can_tell_how_they_were_started_that_is_left_to_the_user(tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["lottery-tickets", "imp", "--of", "nobody"])
+    session = Session(quiet=False, command="imp")
+    with session.run_in(tmp_path / "run"):
+        assert "to go on, by what started these processes:\n  " in session.resume
+        assert session.resume.endswith(f" imp --config {tmp_path / 'run' / 'run.yaml'}")
 
 
 @pytest.mark.slow

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from lottery_tickets.vision import Images
 from test_cli import COMMANDS, fail, run, succeed
-from test_cli_imp import MODULE, QUICK, one_thread, usage_error  # noqa: F401  # a fixture among them
+from test_cli_imp import MODULE, QUICK, few_digits, one_thread, usage_error  # noqa: F401  # fixtures among them
+from test_early_bird import TIMES
+
+# Of which a run has none, or all, or one at the end of every epoch.
+NEITHER = {
+    *("network", "dataset", "model", "data", "batch-size", "validation", "output-fraction", "layer-fraction"),
+    *("include", "exclude", "max-batch-size", "samples", "structure"),
+    *("eval-every", "save-every", "rewind-step", "check-every-steps"),
+}
 
 IMP = ("imp", "--model", "mynet:make", "--data", "mynet:loaders", *QUICK)
 
@@ -81,6 +92,84 @@ def test_a_run_begins_from_a_file_and_has_all_of_it_in_its_folder() -> None:
     assert yaml.safe_load(Path("filed/run.yaml").read_text(encoding="utf-8")) == {**settings, "output": "filed"}
     succeed("stability", "filed", "--steps", "4", "--seeds", 1, "--points", 2)
     assert yaml.safe_load(Path("filed/stability/dense/run.yaml").read_text(encoding="utf-8"))["points"] == 2
+
+
+def without_times(report: dict[str, Any], old: str, new: str) -> Any:
+    """What does not hang on the clock, as if the run lay in another folder."""
+    moved = json.loads(json.dumps(report).replace(old, new))
+    return _timeless(moved)
+
+
+def _timeless(told: Any) -> Any:
+    if isinstance(told, dict):
+        return {name: _timeless(one) for name, one in told.items() if name not in (*TIMES, "memory")}
+    return [_timeless(one) for one in told] if isinstance(told, list) else told
+
+
+MINE = [*IMP, "--seeds", 2, "-o", "mine"]
+SHORT = ("imp", "lenet", "--dataset", "mnist", "--rounds", 1, "--target", 0.5, "--epochs", 1)
+BIRD = ("early-bird", "lenet-300-100", "--data", "mnist", "--epochs", 2)
+RUNS: dict[str, tuple[tuple[Any, ...], str, tuple[Any, ...], dict[str, Any]]] = {
+    # What is typed, the folder of the run, what is typed to have it elsewhere, what options come to.
+    "imp": (
+        (*SHORT, "-o", "first"),
+        "first",
+        ("imp", "-o", "other"),
+        {"batch-size": 60, "validation": 10, "learning-rate": 0.001, "prune-fraction": None},
+    ),
+    "imp-fraction": (
+        (*SHORT[:4], "--rounds", 1, "--prune-fraction", 0.2, "--epochs", 1, "--optimizer", "sgd", "-o", "first"),
+        "first",
+        ("imp", "-o", "other"),
+        {"target": None, "prune-fraction": 0.2, "learning-rate": 0.01},
+    ),
+    "early-bird": (
+        (*BIRD, "--controls", "-o", "first"),
+        "first",
+        ("early-bird", "-o", "other"),
+        {"sparsity": [0.5], "threshold": 0.1, "window": 5, "learning-rate": 0.01, "control-epochs": 2},
+    ),
+    "early-bird-ranks": (
+        (*BIRD, "-s", 0.9, "-s", 0.3, "--criterion", "rank_correlation", "-o", "first"),
+        "first",
+        ("early-bird", "-o", "other"),
+        {"sparsity": [0.9, 0.3], "threshold": 0.95, "window": 3, "control-epochs": None},
+    ),
+    "verdict": (
+        ("verdict", "mine", "--controls", "dense,random_mask"),
+        "mine/verdict/round-02",
+        ("verdict", "copy"),
+        {"run": "mine", "round": 2, "seeds": 2, "metric": "accuracy"},
+    ),
+    "stability": (
+        ("stability", "mine", "--points", 2),
+        "mine/stability/dense",
+        ("stability", "mine", "-o", "other"),
+        {"steps": "0,1,2,6", "seeds": 3, "output": "mine/stability/dense", "round": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_file_of_a_run_has_what_its_options_came_to_and_makes_the_same_run(
+    few_digits: Images,  # noqa: F811
+    name: str,
+) -> None:
+    typed, folder, elsewhere, expected = RUNS[name]
+    if "mine" in typed:
+        succeed(*MINE)
+        shutil.copytree("mine", "copy")
+    told = succeed(*typed)
+    path = Path(folder) / "run.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert {key: settings[key] for key in expected} == expected
+    others = {key for key, one in settings.items() if one is None} - expected.keys()
+    assert others <= NEITHER, "only what is not used is null"
+    assert without_times(succeed(typed[0], "--config", path), "", "") == without_times(told, "", "")
+    again = succeed(*elsewhere, "--config", path)
+    assert without_times(again, elsewhere[-1], folder if elsewhere[-1] == "other" else "mine") == without_times(
+        told, "", ""
+    )
 
 
 def test_a_folder_keeps_the_options_of_its_own_run() -> None:

@@ -7,6 +7,7 @@ import re
 import runpy
 import statistics
 from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -164,9 +165,20 @@ def test_every_page_is_in_the_readme_and_in_the_navigation():
     readme, navigation = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "mkdocs.yml"))
     for page in PAGES:
         assert page.name in navigation
-        assert page.name == "index.md" or f"docs/{page.name}" in readme
+        assert page.name == "README.md" or f"docs/{page.name}" in readme
 
 
 def test_every_promised_function_is_in_the_changelog():
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert [name for name in lottery_tickets.__all__ if name[0].islower() and f"`{name}`" not in changes] == []
+
+
+def test_what_is_to_be_cited_is_there():
+    """Every key of docs/citing.md has its entry, and the library's has its version."""
+    page = (ROOT / "docs/citing.md").read_text(encoding="utf-8")
+    keys = re.findall(r"`(\w+\d{4}\w+)`", page)
+    entries = re.findall(r"(?m)^@\w+\{(\w+),$", page)
+    assert len(keys) > 20
+    assert set(keys) == {entry for entry in entries if entry != "lottery_tickets"}
+    assert len(entries) == len(set(entries))
+    assert f"version = {{{version('lottery-tickets')}}}" in page

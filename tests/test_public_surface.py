@@ -6,6 +6,8 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
+from collections import Counter
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -26,6 +28,9 @@ PUBLIC = sorted(
     if not any(part.startswith("_") for part in name.split("."))
     and hasattr(importlib.import_module(name), "__all__")
 )
+WITHOUT_ALL = sorted(
+    name for name in MODULES if name not in PUBLIC and not any(part.startswith("_") for part in name.split("."))
+)
 DOCUMENTED = sorted(lottery_tickets.__all__)
 
 
@@ -35,6 +40,33 @@ def test_all_is_sorted_and_there(module):
     assert list(names) == sorted(names, key=lambda name: (not name.isupper(), name[0].islower(), name))
     assert len(set(names)) == len(names)
     assert all(hasattr(importlib.import_module(module), name) for name in names)
+
+
+def test_every_public_name_is_in_the_reference_once():
+    """Each thing under one path of docs/api/, a promised one under the root's."""
+    pages = (Path(__file__).parents[1] / "docs" / "api").glob("*.md")
+    paths = [path for page in pages for path in re.findall(r"(?m)^::: (\S+)$", page.read_text(encoding="utf-8"))]
+    told = Counter(identity(*path.rpartition(".")[::2]) for path in paths)
+    modules = [*PUBLIC, *WITHOUT_ALL]
+    public = {identity(module, name): f"{module}.{name}" for module in modules for name in names_of(module)}
+    assert [public[one] for one in public.keys() - told.keys()] == []
+    assert [one[0] for one, times in told.items() if times > 1] == []
+    assert {f"lottery_tickets.{name}" for name in lottery_tickets.__all__} <= set(paths)
+
+
+def names_of(module: str) -> list[str]:
+    """What a module lists, or what is made in it."""
+    things = vars(importlib.import_module(module))
+    made = [
+        name
+        for name, thing in things.items()
+        if not name.startswith("_") and getattr(thing, "__module__", None) == module
+    ]
+    return list(things.get("__all__", made))
+
+
+def identity(module: str, name: str) -> tuple[str, int]:
+    return name, id(getattr(importlib.import_module(module), name))
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

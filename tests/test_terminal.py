@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shlex
+import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -122,10 +124,58 @@ def test_ctrl_c_leaves_a_run_that_goes_on_as_it_says(place: Path, environment: M
     assert len(digests[0]) == 4
 
 
-def test_the_shell_completes_commands_and_options(environment: Mapping[str, str]) -> None:
-    shell = started("bash", ["--norc", "--noprofile"], {**environment, "PS1": "ready> ", "TERM": "dumb"})
+@pytest.mark.slow
+def test_ctrl_c_under_torchrun_says_how_all_processes_go_on(place: Path, environment: Mapping[str, str]) -> None:
+    (place / "slow").touch()
+    torchrun = Path(sys.executable).with_name("torchrun")
+    options = ["--standalone", "--nproc-per-node", "2", "-m", "lottery_tickets"]
+    environment = {**environment, "GLOO_SOCKET_IFNAME": "lo"}
+    terminal = started(str(torchrun), [*options, *ARGUMENTS, "-o", "run"], environment)
+    terminal.expect(BAR)
+    terminal.sendintr()
+    terminal.expect("interrupted: run holds what was finished; to go on:")
+    terminal.expect(r"  ([^\r\n]+)")
+    advice = terminal.match.group(1)
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    (place / "slow").unlink()
+    assert shlex.split(advice) == [str(torchrun), *options, "imp", "--config", "run/run.yaml"]
+
+    program, *arguments = shlex.split(advice)
+    again = started(program, [*arguments, "--quiet"], environment)
+    again.expect(pexpect.EOF)
+    again.close()
+    assert again.exitstatus == 0
+    assert again.before.count("Iterative magnitude pruning of slowly:make") == 1
+    assert json.loads(Path("run/results.json").read_text())["seeds"] == [0]
+
+
+# What a shell is started with, and what it reads the completion by.
+SHELLS = {
+    "bash": (["--norc", "--noprofile"], 'eval "$(_LOTTERY_TICKETS_COMPLETE=source_bash lottery-tickets)"'),
+    "zsh": (
+        ["--no-rcs"],
+        'autoload -U compinit && compinit -u -D && eval "$(_LOTTERY_TICKETS_COMPLETE=source_zsh lottery-tickets)"',
+    ),
+}
+
+
+def found_shell(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        problem = f"{name} is not installed; `make browser` does that on Debian, as root"
+        if os.environ.get("CI"):
+            pytest.fail(problem)
+        pytest.skip(problem)
+    return path
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_the_shell_completes_commands_and_options(environment: Mapping[str, str], name: str) -> None:
+    options, read = SHELLS[name]
+    shell = started(found_shell(name), options, {**environment, "PS1": "ready> ", "TERM": "dumb"})
     shell.expect("ready> ")
-    shell.sendline('eval "$(_LOTTERY_TICKETS_COMPLETE=source_bash lottery-tickets)"; echo loaded')
+    shell.sendline(f"{read}; echo loaded")
     shell.expect("\nloaded\r\n")
     shell.expect("ready> ")
     shell.send("lottery-tickets early\t")
@@ -133,3 +183,21 @@ def test_the_shell_completes_commands_and_options(environment: Mapping[str, str]
     shell.send("--check-e\t")
     shell.expect("--check-every-steps ")
     shell.close(force=True)
+
+
+def test_fish_completes_commands_and_options(environment: Mapping[str, str]) -> None:
+    script = """
+        _LOTTERY_TICKETS_COMPLETE=source_fish lottery-tickets | source
+        complete --do-complete "lottery-tickets early"
+        complete --do-complete "lottery-tickets early-bird --check-e"
+    """
+    done = subprocess.run(
+        [found_shell("fish"), "--no-config", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    command, option = done.stdout.splitlines()
+    assert command.startswith("early-bird\tTrain a model until")
+    assert option.startswith("--check-every-steps\tOptimizer steps")

@@ -70,7 +70,7 @@ def tuned(model: nn.Module, folder: Path, *callbacks: Any, resume: bool = False,
     return trainer
 
 
-def tuner(model: nn.Module, folder: Path, *callbacks: Any, **options: Any) -> Trainer:
+def tuner(model: nn.Module, folder: Path, *callbacks: Any, rows: Any = ROWS, **options: Any) -> Trainer:
     """A Trainer that has not trained yet; early birds log by it."""
     options = {
         "max_steps": 8,
@@ -82,7 +82,7 @@ def tuner(model: nn.Module, folder: Path, *callbacks: Any, **options: Any) -> Tr
         "use_cpu": True,
         **options,
     }
-    trainer = Trainer(model, TrainingArguments(str(folder), **options), train_dataset=ROWS)
+    trainer = Trainer(model, TrainingArguments(str(folder), **options), train_dataset=rows)
     for callback in callbacks:
         if isinstance(callback, transformers.EarlyBirdCallback):
             callback.add_to(trainer)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -41,6 +42,9 @@ class _Step(IntEnum):
     GATHER = 3
     COLLECT = 4
     LEAST = 5
+    BRING = 6
+    HAND_OUT = 7
+    SHARE_OUT = 8
 
 
 class Ranks:
@@ -113,6 +117,34 @@ class Ranks:
         if there.data_ptr() != tensor.data_ptr():
             tensor.detach().copy_(there)
 
+    def hand_out(self, tensor: torch.Tensor) -> None:
+        """Put rank 0's tensor, the same in shape and type on each, into the place of every rank's."""
+        if self.group is None:
+            return
+        self._agree(_Step.HAND_OUT, tensor.numel() * tensor.element_size())
+        there = tensor.detach().to(self._device).contiguous()
+        self._call(dist.broadcast, there, dist.get_global_rank(self.group, 0))
+        self.sent += there.nbytes if self.first else 0
+        if there.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(there)
+
+    def share_out(self, rows: torch.Tensor, what: str) -> torch.Tensor:
+        """The sum over the ranks of this rank's row; each row is that of one rank, all as long.
+
+        Args:
+            rows: (ranks, numbers), contiguous, the same in shape and type on each, on a device that the group's
+                backend takes.
+            what: Which sum this is, the same on each.
+        """
+        if self.group is None:
+            return rows[0]
+        self._agree(_Step.SHARE_OUT, zlib.crc32(what.encode()) << 8, said=f"the sum of {what}")
+        mine = torch.empty_like(rows[0])
+        if mine.numel():
+            self._call(dist.reduce_scatter, mine, list(rows))
+            self.sent += rows.nbytes
+        return mine
+
     def least(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The smallest over the ranks of each number of an array of the same shape on each."""
         if self.group is None:
@@ -139,6 +171,32 @@ class Ranks:
         self._call(dist.gather, mine, parts, dst=dist.get_global_rank(self.group, 0))
         self.sent += 0 if self.first else mine.nbytes
         return None if parts is None else _unpickled(parts, sizes)
+
+    def bring(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Iterator[torch.Tensor]:
+        """Each rank's tensor in turn, on rank 0, one at a time; none on the others, who give theirs meanwhile.
+
+        Args:
+            tensor: What this rank has, contiguous; the same data type on all.
+            shapes: Of what each rank has.
+
+        Yields:
+            This rank's tensor as it was given, those of others where collectives find theirs.
+        """
+        if self.group is None:
+            yield tensor
+            return
+        self._agree(_Step.BRING, sum(shape.numel() for shape in shapes) * tensor.element_size())
+        if not self.first and tensor.numel():
+            there = tensor.detach().to(self._device)
+            self._call(dist.send, there.view(-1).view(torch.uint8), dist.get_global_rank(self.group, 0))
+            self.sent += there.nbytes
+        for rank, shape in enumerate(shapes if self.first else ()):
+            if rank == 0 or not shape.numel():
+                yield tensor if rank == 0 else tensor.new_empty(shape)
+                continue
+            there = torch.empty(shape, dtype=tensor.dtype, device=self._device)
+            self._call(dist.recv, there.view(-1).view(torch.uint8), dist.get_global_rank(self.group, rank))
+            yield there
 
     def _packed(self, step: _Step, value: Any) -> tuple[torch.Tensor, list[int]]:
         """A value as bytes, as many on every rank, and how many of them are each rank's own."""
@@ -215,14 +273,21 @@ class Ranks:
             _told(error)  # as far as it can be: blocks around this one do not wait for the others
             raise
 
-    def _agree(self, step: _Step, size: int, *, alike: bool = True) -> int:
-        """The largest size that a rank says, once all are known to take the same step and none has failed."""
+    def _agree(self, step: _Step, size: int, *, alike: bool = True, said: str | None = None) -> int:
+        """The largest size that a rank says, once all are known to take the same step and none has failed.
+
+        Args:
+            step: What this rank is about to do.
+            size: Of it, in bytes or as another number that tells what is done.
+            alike: Whether all have to say the same size.
+            said: What is done, in words, for the error where ranks do different things.
+        """
         low = -size if alike else 0
         failed, most, least, longest, shortest = self._header([0, step, -step, size, low])
         if failed:
             self._raise_first(None)
         if most != -least or (alike and longest != -shortest):
-            calls = self._gather_plainly(f"{step.name.lower()} of {size} bytes")
+            calls = self._gather_plainly(said or f"{step.name.lower()} of {size} bytes")
             raise _told(
                 DistributedError(
                     "The ranks do different things: "

@@ -17,11 +17,22 @@ from tqdm import tqdm
 from lottery_tickets._batches import batches_of, size_of
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
-from lottery_tickets.gradients import InputNorms, Samples, Store, Tensors, borrowed, scorable
+from lottery_tickets.gradients import (
+    InputNorms,
+    InStep,
+    Samples,
+    Store,
+    Tensors,
+    Together,
+    borrowed,
+    refuse_other_parts,
+    scorable,
+    write_whole,
+)
 from lottery_tickets.large_models import HiddenStates, MappedModel, map_model, resolve_model
-from lottery_tickets.masks import Patterns
+from lottery_tickets.masks import Division, Patterns, Shard, local_of, reshard, spread_as
 from lottery_tickets.planning import refuse_if_too_large
-from lottery_tickets.training import joined
+from lottery_tickets.training import joined, lies_in_parts
 
 
 def compute_wanda_importance(
@@ -90,7 +101,7 @@ def compute_wanda_importance(
         Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024, equation 1.
     """
     options = _Options(num_samples, include, exclude, store, hidden_states, seed, progress, check_memory)
-    model, ranks = joined(model, process_group, "Wanda")
+    model, ranks = joined(model, process_group, "Wanda", sharded=True)
     if isinstance(model, (str, os.PathLike)):
         with map_model(resolve_model(model), dtype) as found:
             return _by_block(found, dataloader, options)
@@ -130,29 +141,44 @@ class _Scoring:
         )
         self.parameters = scorable(model, options.include, options.exclude)
         self.norms = InputNorms(model, self.parameters)
-        self.scores = Tensors(self.parameters, options.store)
+        self.scores = Tensors({name: local_of(one) for name, one in self.parameters.items()}, options.store)
         # One pass: a dataloader that can be gone through once will do.
         self.samples = Samples(
             dataloader, options.num_samples, seed=options.seed, passes=1, may_be_none=may_be_none
         )
 
-    def finish(self, name: str, weight: torch.Tensor) -> None:
-        """The scores of one parameter."""
+    def finish(self, name: str, weight: torch.Tensor, shard: Shard | None = None) -> None:
+        """The scores of one parameter, or of this part of it."""
         with self.scores.use(name) as scores:
-            self.norms.score(name, weight, into=scores)
+            self.norms.score(name, weight, scores, shard)
 
 
 def _in_memory(model: nn.Module, dataloader: Any, options: _Options, ranks: Ranks) -> dict[str, torch.Tensor]:
-    scoring = _Scoring(model, dataloader, options, may_be_none=ranks.size > 1)
-    bars = options.progress and ranks.first
+    in_parts = lies_in_parts(model)
+    # One file is one rank's, and of scores in parts it is written at the end.
+    path = options.store if isinstance(options.store, os.PathLike) else None
+    held = options._replace(store="disk") if path is not None and (in_parts or not ranks.first) else options
+    scoring = _Scoring(model, dataloader, held, may_be_none=ranks.size > 1)
+    division = Division.of(scoring.parameters)
+    if division is not None:
+        refuse_other_parts(model)
+    together = InStep(ranks, model) if in_parts else Together(ranks)
+    bar = tqdm(
+        scoring.samples, desc="scoring", unit=" batches", delay=2, disable=not (options.progress and ranks.first)
+    )
     with borrowed(model, checkpoint_activations=False), torch.no_grad(), scoring.norms.watching():
-        for batch in tqdm(scoring.samples, desc="scoring", unit=" batches", delay=2, disable=not bars):
-            scoring.norms.add(batch)
+        for batch, is_own in together.batches(bar):
+            with together.passing():
+                scoring.norms.add(batch, is_own=is_own)
+    reshard(model)
     scoring.norms.add_up(ranks, next(iter(scoring.parameters.values())).device)
     scoring.norms.refuse_missing()
     for name, parameter in scoring.parameters.items():
-        scoring.finish(name, parameter)
-    return scoring.scores.all()
+        scoring.finish(name, local_of(parameter), None if division is None else division.shards[name])
+    scores = scoring.scores.all()
+    if division is not None and path is not None:
+        write_whole(path, scores, division)
+    return {name: spread_as(parameter, scores[name]) for name, parameter in scoring.parameters.items()}
 
 
 def _by_block(found: MappedModel, dataloader: Any, options: _Options) -> dict[str, torch.Tensor]:

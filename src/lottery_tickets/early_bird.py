@@ -64,6 +64,7 @@ from lottery_tickets.training import (
     SchedulerFactory,
     TrainerFunction,
     joined,
+    let_go,
 )
 
 __all__ = [
@@ -265,14 +266,15 @@ def compute_early_bird_tickets(
         process_group: Ranks that train together, with the same weights and arguments on each: the update is that
             of the batches of all ranks as one, and every rank comes to the same results. Each is given batches of
             its own, as many as the others; `SharedBatches` gives it a share of every one. Rank 0 writes `run_dir`,
-            which all see. None for this process alone, or the group of a model in DistributedDataParallel.
+            which all see. None for this process alone, or the group of a model in DistributedDataParallel. A model
+            in parts (`fully_shard`) is one of all ranks; see docs/distributed.md.
 
     Returns:
         An `EarlyBirdResults`, or a list of them in the order of the sparsities.
 
     Raises:
-        TrainingError: An argument out of range or two that contradict each other; no batches, or none that could
-            be trained on.
+        TrainingError: An argument out of range, one that does not go with a model in parts, or two that contradict
+            each other; no batches, or none that could be trained on.
         TrainingMemoryError: Memory that does not suffice for a single sample, or that ran out when some weights
             had been updated.
         DetectionError: A criterion, threshold or window that cannot be.
@@ -348,4 +350,5 @@ def compute_early_bird_tickets(
             check_memory=check_memory,
             ranks=ranks,
         )
+    let_go(ranks)
     return results if isinstance(target_sparsity, Sequence) else results[0]

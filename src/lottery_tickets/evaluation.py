@@ -24,6 +24,7 @@ from lottery_tickets._batches import (
     batches_of,
     check_precision,
     evaluating,
+    in_step,
     measure,
     total,
     with_samples,
@@ -326,7 +327,8 @@ def _measure(ranks: Ranks, runs: Sequence[_Run], model: nn.Module, dataloader: A
     bars = options.progress and ranks.first
     with tqdm(total=count and count * len(runs), desc="evaluating", delay=2, disable=not bars) as bar:
         own = with_samples(islice(batches, options.max_batches), ranks)
-        for number, (batch, counts) in enumerate(_in_step(own, model, ranks)):
+        steps = in_step(own, ranks) if lies_in_parts(model) else ((batch, True) for batch in own)
+        for number, (batch, counts) in enumerate(steps):
             for run in runs:
                 with nullcontext() if run.mask is None else applied(model, run.mask):
                     part = _measure_batch(run, model, number, batch, options)
@@ -363,31 +365,6 @@ def _gather(runs: Sequence[_Run], ranks: Ranks) -> None:
     parts = ranks.gather([run.losses for run in runs])
     for run, *theirs in zip(runs, *parts, strict=True):
         run.losses[:] = [part for losses in theirs for part in losses]
-
-
-def _in_step(batches: Iterable[Any], model: nn.Module, ranks: Ranks) -> Iterator[tuple[Any, bool]]:
-    """Batches, and whether they count.
-
-    Where a pass through the model is one of all ranks, those that have no more batches go on with their last one
-    as long as another has some, and it does not count again.
-    """
-    if not lies_in_parts(model):
-        yield from ((batch, True) for batch in batches)
-        return
-    waiting, last = iter(batches), None
-    while True:
-        batch = next(waiting, None)
-        last = batch if batch is not None else last
-        there = ranks.gather((batch is not None, last is not None))
-        if not any(more for more, _ in there):
-            return
-        without = next((rank for rank, (_, ever) in enumerate(there) if not ever), None)
-        if without is not None:
-            raise EvaluationError(
-                f"A model in parts is gone through by all ranks together, and rank {without} has no batch at all. "
-                "Give each rank at least one."
-            )
-        yield last, batch is not None
 
 
 def _measure_batch(run: _Run, model: nn.Module, number: int, batch: Any, options: _Options) -> BatchLoss:

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Literal, get_args, overload
 
 import torch
 from torch import nn
 
 from lottery_tickets.errors import MaskMismatchError, ParameterSelectionError, SparsityError, WeightsError
-from lottery_tickets.masks import Mask, Patterns, parameter_aliases, prunable_parameters
+from lottery_tickets.masks import (
+    Division,
+    Mask,
+    Patterns,
+    Shard,
+    is_sharded,
+    local_of,
+    parameter_aliases,
+    prunable_parameters,
+    reshard,
+    shard_of,
+    together,
+)
 from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.sparsity import (
     Allocation,
+    Parts,
     PatternRemainder,
     Ranked,
     Rescore,
@@ -22,6 +37,7 @@ from lottery_tickets.sparsity import (
     draw_masks,
     extremes,
     layouts_of,
+    parts_of,
     warn_of_collapse,
 )
 
@@ -113,9 +129,14 @@ def create_importance_mask(
     sparsity rises by less than a weight of that tensor, and masks so close are nested but for that weight; others
     are, and those of "lamp", "global", `scope="layer"` and single tensors always.
 
+    Where scores are DTensors, or the model's parameters are (FSDP2, tensor parallelism), all ranks make this call.
+    Each ranks what it holds and gets a `ShardedMask` with the bits of its own weights; together they are those of
+    the scores in one piece.
+
     Args:
         scores: Canonical parameter name to scores in the parameter's shape, on any device. Larger is more
-            important.
+            important. With a model in parts: DTensors that lie as its parameters do, plain tensors of this rank's
+            part of each, or the same whole ones on every rank.
         sparsity: Fraction removed, in [0, 1). A list gives one mask each. With a pattern it is the pattern's, or
             None.
         scope: "global", one threshold; "layer", one per tensor; "row", one per output row (Wanda's comparison
@@ -146,6 +167,7 @@ def create_importance_mask(
         MaskMismatchError: Scores that are missing, of tensors the model does not have, or of another shape.
         ParameterSelectionError: A pattern of names that matches nothing, or one without a model.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: Another rank failed, has gone, or was given something else.
 
     Warns:
         LayerCollapseWarning: A global threshold removed every weight of a tensor.
@@ -173,23 +195,14 @@ def create_importance_mask(
     rule = Rule(scope, allocation, pattern, pattern_remainder, min_density, owl_threshold, owl_lambda)
     if keep not in get_args(Keep):
         raise SparsityError(f"keep is 'largest' or 'smallest', which scores stay; got {keep!r}.")
-    chosen = _chosen(scores, model, include, exclude)
     number = len(sparsity) if isinstance(sparsity, Sequence) else 1
-    refuse_if_too_large("mask", chosen, check=check_memory, masks=max(1, number))
-    signed = [name for name, (low, _) in extremes(chosen).items() if low < 0]
-    if allocation in ("lamp", "owl") and (signed or keep == "smallest"):
-        what = f"negative scores ({', '.join(signed)})" if signed else "keep='smallest'"
-        raise SparsityError(
-            f"allocation={allocation!r} weighs scores as sizes, and means nothing with {what}. Choose another "
-            "allocation, or scores that are not negative and rank upwards."
-        )
-    ranked = Ranked(
-        chosen,
-        layouts_of(model, prunable_parameters(model, include, exclude)) if model is not None else {},
-        *_order(chosen, keep, signed=bool(signed)),
-        progress="ranking scores" if progress else None,
-    )
-    masks, single = draw_masks(ranked, sparsity, rule)
+    with _together(scores, model):
+        chosen = _chosen(scores, model, include, exclude)
+        layouts = layouts_of(model, prunable_parameters(model, include, exclude)) if model is not None else {}
+        parts = _parts(chosen, model)
+        refuse_if_too_large("mask", parts["tensors"], check=check_memory, masks=max(1, number))
+        ranked = Ranked(**parts, layouts=layouts, progress="ranking scores" if progress else None)
+        masks, single = draw_masks(_ordered(ranked, keep, allocation), sparsity, rule)
     for mask in masks:
         _log.info("drawn by scores, %s: %r", rule, mask)
     if rule.by_threshold:
@@ -217,21 +230,72 @@ def _chosen(
             "is to stay dense."
         )
     canonical = {alias: aliases[0] for aliases in parameter_aliases(model).values() for alias in aliases}
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    parts = {name: local_of(parameter).shape for name, parameter in parameters.items()}
     problems = []
     for name, score in scores.items():
         if name not in canonical:
             problems.append(f"{name}: the model has no such parameter")
         elif canonical[name] != name:
             problems.append(f"{name}: tied to {canonical[name]}, which is the name to use")
-        elif isinstance(score, torch.Tensor) and score.shape != shapes[name]:
-            problems.append(f"{name}: scores {tuple(score.shape)}, parameter {tuple(shapes[name])}")
+        elif isinstance(score, torch.Tensor) and score.shape not in (parameters[name].shape, parts[name]):
+            problems.append(f"{name}: scores {tuple(score.shape)}, parameter {tuple(parameters[name].shape)}")
     if problems:
         raise MaskMismatchError(
             f"The scores do not fit {type(model).__name__}: {'; '.join(problems)}. Score this model, or pass the "
             "one that was scored."
         )
     return {name: scores[name] for name in names}
+
+
+def _together(scores: Mapping[str, torch.Tensor], model: nn.Module | None) -> AbstractContextManager[None]:
+    """A block in which an error on one rank is one on all, if scores or weights lie in parts on ranks."""
+    if model is None:
+        return together(scores.values())
+    reshard(model)
+    return together([*model.parameters(), *scores.values()])
+
+
+def _parts(scores: Mapping[str, torch.Tensor], model: nn.Module | None) -> Parts:
+    """What this rank has to rank, and how it is spread: as the model is, or as the scores say themselves."""
+    parameters = dict(model.named_parameters()) if model is not None else {}
+    parameters = {name: parameters[name] for name in scores if name in parameters}
+    if not any(is_sharded(parameter) for parameter in parameters.values()):
+        return parts_of(scores)
+    division = Division.of(parameters)
+    assert division is not None
+    tensors = {name: _part(name, score, division.shards[name]) for name, score in scores.items()}
+    return Parts(tensors=tensors, division=division)
+
+
+def _part(name: str, score: torch.Tensor, shard: Shard) -> torch.Tensor:
+    """This rank's part of scores that lie as the weights do, or are the same whole ones on every rank."""
+    if is_sharded(score):
+        if not shard_of(name, score).is_at(shard):
+            raise MaskMismatchError(
+                f"{name}: the scores are sharded in another way than the weights. score.redistribute(mesh, "
+                "placements) with those of the parameter brings them together."
+            )
+        return local_of(score)
+    if not isinstance(score, torch.Tensor) or score.shape == shard.part:
+        return score
+    return shard.take(score)
+
+
+def _ordered(ranked: Ranked, keep: Keep, allocation: Allocation) -> Ranked:
+    """The scores, ranking by value in the direction that is asked for."""
+    if ranked.division is not None:
+        ranked.division.ranks.check_asked_alike(f"keep={keep!r}")
+    ends = extremes(ranked.tensors, division=ranked.division)
+    signed = [name for name, (low, _) in ends.items() if low < 0]
+    if allocation in ("lamp", "owl") and (signed or keep == "smallest"):
+        what = f"negative scores ({', '.join(signed)})" if signed else "keep='smallest'"
+        raise SparsityError(
+            f"allocation={allocation!r} weighs scores as sizes, and means nothing with {what}. Choose another "
+            "allocation, or scores that are not negative and rank upwards."
+        )
+    rescore, dtype = _order(ranked.tensors, keep, signed=bool(signed))
+    return replace(ranked, rescore=rescore, dtype=dtype)
 
 
 def _order(

@@ -33,8 +33,9 @@ from lottery_tickets.gradients import (
     refuse_folder,
     scorable,
 )
-from lottery_tickets.masks import Patterns
+from lottery_tickets.masks import Patterns, local_of, reshard, spread_as, together
 from lottery_tickets.planning import refuse_if_too_large
+from lottery_tickets.training import joined
 
 __all__ = [
     "GradientImportance",
@@ -189,8 +190,9 @@ def compute_gradient_importance(
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
         process_group: Ranks with the same weights, each of which goes through batches of its own, any number of
             them (or none) and `num_samples` at most; every rank gets the scores that one would find that saw them
-            all, up to rounding in the order of sums. None for this process alone, or the group of a model in
-            DistributedDataParallel.
+            all, up to rounding in the order of sums. None for this process alone, for the group of a model in
+            DistributedDataParallel, or for all ranks of a model that `fully_shard` has cut up. Of that each rank
+            gets the scores of its own weights, as DTensors that lie as they do.
 
     Returns:
         Scores by name, or a pair of them and a `ScoreStats`.
@@ -200,7 +202,7 @@ def compute_gradient_importance(
         BatchError: A batch or a model output of an unknown form.
         ParameterSelectionError: Nothing to score, or a pattern without a match.
         MemoryPlanError: More memory is needed than is free.
-        DistributedError: A rank failed or has gone.
+        DistributedError: A rank failed or has gone, or a model in parts of another kind.
 
     Example:
         >>> import torch
@@ -405,7 +407,7 @@ def compute_magnitude_importance(
     """Magnitude: `|w|`. The scores are a float32 copy; `create_magnitude_mask` needs none.
 
     Args:
-        model: Any module.
+        model: Any module. Of DTensors all ranks make this call, and each gets the scores of its own part.
         include: Widens what is scored; see `prunable_parameters`.
         exclude: Narrows it.
         check_memory: Refuse before anything is done if more memory is needed than is free; see `plan_memory`.
@@ -430,12 +432,15 @@ def compute_magnitude_importance(
         Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015, section 3.
     """
     refuse_folder(model, "scores by magnitude are a copy of the weights, four bytes for each")
-    refuse_if_too_large("magnitude", model, check=check_memory, include=include, exclude=exclude)
-    scores = {}
-    for name, parameter in scorable(model, include, exclude).items():
-        scores[name] = parameter.detach().to(torch.float32, copy=True).abs_().cpu()
-        check_finite(name, scores[name])
-    return scores
+    reshard(model)
+    with together(model.parameters()):
+        refuse_if_too_large("magnitude", model, check=check_memory, include=include, exclude=exclude)
+        scores = {}
+        for name, parameter in scorable(model, include, exclude).items():
+            score = local_of(parameter).detach().to(torch.float32, copy=True).abs_().cpu()
+            check_finite(name, score)
+            scores[name] = spread_as(parameter, score)
+        return scores
 
 
 def compute_hybrid_importance(
@@ -484,6 +489,7 @@ def compute_hybrid_importance(
         {'weight': tensor([[1.0000, 1.2500]])}
     """
     refuse_folder(model, "sums of ranks are of criteria that need the whole model in memory")
+    joined(model, shared.get("process_group"), "A sum of ranks over all weights together")
     functions = _functions()
     given = dict(options or {})
     for name, factor in [*weights.items(), *dict.fromkeys(given, 1.0).items()]:
@@ -532,7 +538,7 @@ def _scores(model: nn.Module, dataloader: Any, criterion: str, given: dict[str, 
 def _stats(scored: Scored) -> ScoreStats:
     return ScoreStats(
         num_samples=scored.samples,
-        mean_scores={name: float(score.mean(dtype=torch.float64)) for name, score in scored.scores.items()},
+        mean_scores=scored.means,
         standard_errors={name: moments.standard_error() for name, moments in scored.moments.items()},
     )
 

@@ -68,6 +68,8 @@ from lottery_tickets.training import (
     checkpointed,
     configuration,
     joined,
+    let_go,
+    lies_in_parts,
     training,
 )
 
@@ -184,13 +186,15 @@ def compute_iterative_magnitude_pruning(
             of the batches of all ranks as one, evaluations are those of all ranks' data, and every rank comes to
             the same results. Each is given batches of its own, in training as many as the others; `SharedBatches`
             gives it a share of every one. Rank 0 writes `run_dir`, which all see. None for this process alone, or
-            the group of a model in DistributedDataParallel.
+            the group of a model in DistributedDataParallel. A model in parts (`fully_shard`) is one of all ranks;
+            see docs/distributed.md.
 
     Returns:
         An `IterativePruningResults`.
 
     Raises:
-        TrainingError: An argument out of range or two that contradict each other; no batches.
+        TrainingError: An argument out of range, one that does not go with a model in parts, or two that contradict
+            each other; no batches.
         TrainingMemoryError: Memory that does not suffice for a single sample, or that ran out when some weights
             had been updated.
         NonfiniteLossError: A loss or gradient that is not finite, and is not to be skipped.
@@ -234,7 +238,7 @@ def compute_iterative_magnitude_pruning(
         2020, section 3 (rewinding to step k). Renda, Frankle and Carbin, "Comparing Rewinding and Fine-tuning in
         Neural Network Pruning", ICLR 2020, section 2 (learning rate rewinding).
     """
-    model, ranks = joined(model, process_group, "Iterative pruning")
+    model, ranks = joined(model, process_group, "Iterative pruning", sharded=True)
     with ranks.together():
         settings = Settings(
             target_sparsity=target_sparsity,
@@ -269,6 +273,9 @@ def compute_iterative_magnitude_pruning(
             nonfinite=nonfinite,
             max_skipped=max_skipped,
         )
+        keepers = {"run_dir": run_dir, "rewind_epoch": rewind_epoch, "rewind_step": rewind_step}
+        for keeper in (name for name, given in keepers.items() if given):
+            recipe.check_states(model, keeper)
         order = DataOrder(dataloader, seed, ranks)
         settings.check_against(recipe, order.length)
         check_count("save_every_steps", save_every_steps)
@@ -292,7 +299,7 @@ def compute_iterative_magnitude_pruning(
             model,
             dataloader,
             recipe,
-            check=check_memory,
+            check=check_memory and not lies_in_parts(model),  # it counts models that are whole
             include=settings.include,
             exclude=settings.exclude,
             on_disk=run_dir is not None,
@@ -315,4 +322,7 @@ def compute_iterative_magnitude_pruning(
                 trainings, groups, run, save_every_steps=save_every_steps, progress=progress and ranks.first
             )
             experiment.run()
-            return experiment.results()
+            results = experiment.results()
+    del experiment
+    let_go(ranks)
+    return results

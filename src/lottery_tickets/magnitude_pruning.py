@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from numbers import Real
@@ -15,10 +15,9 @@ from typing import TypedDict, overload
 import torch
 from torch import nn
 
-from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ParameterSelectionError, SparsityError
 from lottery_tickets.large_models import map_weights, resolve_model
-from lottery_tickets.masks import Division, Mask, Patterns, is_sharded, local_of, prunable_parameters, reshard
+from lottery_tickets.masks import Mask, Patterns, prunable_parameters, reshard, together
 from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.sparsity import (
     Allocation,
@@ -31,6 +30,7 @@ from lottery_tickets.sparsity import (
     check_sparsity,
     draw_masks,
     layouts_of,
+    parts_of,
     removals_by_weight,
     removed_count,
     warn_of_collapse,
@@ -202,7 +202,7 @@ def create_magnitude_mask(
         with _together(model):
             tensors = _ranked_tensors(model, include, exclude, only_weights=only_weights)
             layouts = layouts_of(model, tensors) if isinstance(model, nn.Module) else {}
-            divided = ranked(**_parts_of(tensors), layouts=layouts)
+            divided = ranked(**parts_of(tensors), layouts=layouts)
             ask(divided.tensors)
             masks, single = draw_masks(divided, sparsity, rule)
     for mask in masks:
@@ -266,7 +266,7 @@ def compute_layerwise_magnitude_ticket(
         numels = {name: tensor.numel() for name, tensor in tensors.items()}
         removed = removed_count(target_sparsity, sum(numels.values()))
         weighted = bool(layer_importance_weights)
-        ranked = Ranked(**_parts_of(tensors), progress=_COUNTING if progress else None)
+        ranked = Ranked(**parts_of(tensors), progress=_COUNTING if progress else None)
         threshold: float | dict[str, float]
         with ranked.together(f"{target_sparsity}, {use_global_ranking}, {importance}"):
             refuse_if_too_large("mask", ranked.tensors, check=check_memory)
@@ -312,22 +312,8 @@ def _together(model: nn.Module | Mapping[str, torch.Tensor]) -> AbstractContextM
     """A block in which an error on one rank is one on all, if weights lie in parts on ranks."""
     if isinstance(model, nn.Module):
         reshard(model)
-    weights = model.parameters() if isinstance(model, nn.Module) else dict(model).values()
-    sharded = next((weight for weight in weights if is_sharded(weight)), None)
-    return nullcontext() if sharded is None else Ranks.world(sharded.device.type).together()
-
-
-class _Parts(TypedDict):
-    """Weights as this rank holds them."""
-
-    tensors: Mapping[str, torch.Tensor]
-    division: Division | None
-
-
-def _parts_of(tensors: Mapping[str, torch.Tensor]) -> _Parts:
-    """What this rank holds of tensors, and how they are spread; plain tensors as they are."""
-    division = Division.of(tensors)
-    return _Parts(tensors={name: local_of(tensor) for name, tensor in tensors.items()}, division=division)
+        return together(model.parameters())
+    return together(dict(model).values())
 
 
 def _importance(tensors: Mapping[str, torch.Tensor], given: Mapping[str, float]) -> dict[str, float]:

@@ -5,29 +5,15 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
 
 from lottery_tickets import create_magnitude_mask
-from lottery_tickets.errors import TrainingError, WeightsError
+from lottery_tickets.errors import WeightsError
 from lottery_tickets.integrations._holding import HoldingCallback
 from lottery_tickets.integrations._ranks import is_first, told_by_first
-from lottery_tickets.integrations._watching import WatchingCallback
-
-SETTINGS: dict[str, Any] = {
-    "check_interval": 1,
-    "check_every_steps": None,
-    "criterion": "window",
-    "convergence_threshold": None,
-    "stability_window": None,
-    "include": None,
-    "exclude": None,
-    "seed": 0,
-    "stop": True,
-}
 
 
 def tell(rank: int) -> tuple[bool, Any]:
@@ -99,15 +85,3 @@ def hold_sharded(rank: int) -> tuple[bool, bool]:
 
 def test_a_ticket_is_rewound_and_held_in_a_model_that_fsdp2_shards(ranks):
     assert ranks(2).run(hold_sharded) == [(True, True), (True, True)]
-
-
-def watch_sharded(rank: int) -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    model = fully_shard(network(), mesh=init_device_mesh("cpu", (2,)))
-    with pytest.raises(TrainingError, match=r"sharded over processes \(0\.weight\)"):
-        WatchingCallback(0.5, **SETTINGS)._begin(model)
-
-
-def test_no_bird_is_looked_for_in_a_sharded_model(ranks):
-    ranks(2).run(watch_sharded)

@@ -316,6 +316,18 @@ def test_a_compiled_model_is_held(tmp_path):
     assert not violations(model, mask)
 
 
+def test_masks_have_the_names_beneath_torch_compile(tmp_path):
+    model, bird = Classifier(), EarlyBirdCallback()
+    mask = create_magnitude_mask(model, 0.7)
+    hold, compiled = HoldMaskCallback(mask), torch.compile(model)
+    hold._hold(compiled, rewind=False)
+    assert not violations(model, mask)
+    hold.close()
+    bird._begin(compiled)
+    bird._check(compiled, epoch=0, step=0)
+    assert bird.ticket.names == mask.names
+
+
 TWO_PROCESSES = """
 import json, os, sys
 rank, folder, port, tests = int(sys.argv[1]), *sys.argv[2:]

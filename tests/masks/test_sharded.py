@@ -17,51 +17,8 @@ from lottery_tickets import Mask, _ranks, applied, apply_mask, create_magnitude_
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import DistributedError, MaskAppliedError, MaskError, MaskMismatchError, WeightsError
 from lottery_tickets.masks import ShardedMask, local_of
+from parts import mlp, shard
 from ranks import GoneError
-
-LAYOUTS = ("fsdp", "tensor parallel", "both", "replicated")
-
-
-def mlp(dtype: torch.dtype = torch.float32, *, mixed: bool = False) -> nn.Sequential:
-    """Layers whose rows no number of ranks divides, tied weights, and a layer with fewer rows than ranks."""
-    torch.manual_seed(0)
-    layers = [
-        nn.Linear(6, 10),
-        nn.ReLU(),
-        nn.Linear(10, 6),
-        nn.ReLU(),
-        nn.Linear(6, 10),
-        nn.ReLU(),
-        nn.Linear(10, 1),
-    ]
-    model = nn.Sequential(*layers).to(dtype)
-    model[4].weight = model[0].weight
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_((parameter * 16).round() / 16)  # many ties
-    if mixed:
-        model[2].bfloat16()
-    return model
-
-
-def shard(model: nn.Sequential, layout: str) -> nn.Sequential:
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import init_device_mesh
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
-    if layout == "replicated":
-        return model
-    size = torch.distributed.get_world_size()
-    if layout == "fsdp":
-        mesh = init_device_mesh("cpu", (size,))
-        fully_shard(model[2], mesh=mesh)
-        return fully_shard(model, mesh=mesh)
-    shape = (size,) if layout == "tensor parallel" else (size // 2, 2)
-    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp")[-len(shape) :])
-    plan = {"0": ColwiseParallel(), "2": RowwiseParallel(), "4": ColwiseParallel(), "6": RowwiseParallel()}
-    parallelize_module(model, mesh["tp"], plan)
-    model[4].weight = model[0].weight
-    return fully_shard(model, mesh=mesh["dp"]) if layout == "both" else model
 
 
 def digests(model: Any, **options: Any) -> list[str]:
@@ -75,6 +32,8 @@ def digests_of_all(layout: str) -> list[list[str]]:
     found = [digests(model, scope=scope) for model in (single, half, mixed) for scope in ("global", "layer")]
     found.append([create_magnitude_mask(single, 0.5, scope="row", progress=False).digest()])
     found.append([create_magnitude_mask(mixed, None, pattern="2:4", pattern_remainder="dense").digest()])
+    for model in (single, half, mixed):
+        found += [digests(model, allocation="lamp"), digests(model, allocation="owl", owl_threshold=1.5)]
     return found
 
 
@@ -223,7 +182,6 @@ def misuse(rank: int) -> list[str]:
         lambda: ShardedMask.of(mask.gathered(), mlp()),
         ShardedMask,
         lambda: create_magnitude_mask(model, 0.5, use_histogram=False),
-        lambda: create_magnitude_mask(model, 0.5, allocation="owl"),
         lambda: create_magnitude_mask(model, 0.5 + 0.1 * rank),
         lambda: create_magnitude_mask(model, 0.5, include="0.bias" if rank else None),
         lambda: create_magnitude_mask(model, 0.5, include="nowhere" if rank else None),
@@ -245,7 +203,6 @@ def test_what_makes_no_sense_is_refused_by_all(ranks):
         "MaskMismatchError: Sequential has no DTensor among the mask's parameters",
         "TypeError: Make a ShardedMask with",
         "SparsityError: use_histogram=False sorts all weights in one place",
-        "SparsityError: allocation='owl' adds up the weights of whole tensors",
         "DistributedError: The ranks are asked for different things: rank 0 for sparsity=0.5, scope global",
         "DistributedError: The ranks speak of different tensors: the first that differs is ",
         "ParameterSelectionError: include='nowhere' matches no parameter",

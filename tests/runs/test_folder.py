@@ -116,7 +116,7 @@ def test_tensors_of_any_layout_are_written(tmp_path):
 # --- Killed, or without room ---
 
 
-@pytest.mark.parametrize("step", ["save_file", "creating_folder", "_sync", "rename"])
+@pytest.mark.parametrize("step", ["write_tensors", "creating_folder", "_sync", "rename"])
 def test_a_full_disk_leaves_the_last_state(tmp_path, monkeypatch, step):
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -173,7 +173,7 @@ def dies_at(call: int, path: Path, value: int) -> bool:
 DISK = (
     *((os, name) for name in ("open", "fsync", "ftruncate", "unlink", "rmdir", "mkdir")),
     *((Path, name) for name in ("open", "rename", "replace", "chmod", "mkdir", "write_text")),
-    (_folder, "save_file"),
+    (_folder, "write_tensors"),
 )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
-from lottery_tickets import compute_lottery_ticket_quality, create_magnitude_mask, importance_scoring
+from lottery_tickets import compute_lottery_ticket_quality, create_magnitude_mask
 from lottery_tickets.errors import DistributedError, EvaluationError, TrainingError
 from lottery_tickets.training import SharedBatches
 from ranks import GoneError
@@ -95,9 +95,10 @@ def judged(rank: int, counts: list[int]) -> Any:
     )
 
 
-def test_quality_of_a_model_in_parts_is_that_of_the_whole(ranks):
+@pytest.mark.parametrize("counts", [[5, 3], [0, 8]])
+def test_quality_of_a_model_in_parts_is_that_of_the_whole(ranks, counts):
     alone = compute_lottery_ticket_quality(net(), create_magnitude_mask(net(), 0.5), [*DataLoader(blobs(), 8)])
-    for by_parts, by_whole in ranks(2).run(judged, [5, 3]):
+    for by_parts, by_whole in ranks(2).run(judged, counts):
         assert by_parts == by_whole
         assert by_parts["num_batches_evaluated"] == 8
         for name in ("loss", "accuracy", "performance_retention", "sparsity"):
@@ -110,31 +111,28 @@ def test_quality_of_a_model_in_parts_is_that_of_the_whole(ranks):
 
 def failing(rank: int, how: str) -> None:
     model, batches = in_parts(), [*SharedBatches(data(), dist.group.WORLD)]
-    if how == "run_dir":
-        search(model, batches, run_dir="run")
+    if how == "blocks":
+        search(model, batches, run_dir="run", optimizer="adamw8bit")
     if how == "criterion":
         search(model, batches, criterion="rank_correlation")
     if how == "rounds":
-        prune(model, batches)
-    if how == "scores":
-        importance_scoring.compute_fisher_importance(model, batches)
+        prune(model, batches, run_dir=None, rewind_step=1, optimizer="adamw8bit")
     if how == "partly":
         partly = net()
         fully_shard(partly[0])
         search(partly, batches)
     if how == "no batches":
-        compute_lottery_ticket_quality(model, create_magnitude_mask(model, 0.5), batches if rank else [])
+        compute_lottery_ticket_quality(model, create_magnitude_mask(model, 0.5), [])
 
 
 @pytest.mark.parametrize(
     ("how", "kind", "words"),
     [
-        ("run_dir", TrainingError, "run_dir holds whole models"),
+        ("blocks", TrainingError, "scales its states by blocks of a part's weights"),
         ("criterion", TrainingError, "ranks whole tensors"),
-        ("rounds", DistributedError, "Iterative pruning is for models that every rank has whole, and 0.weight is"),
-        ("scores", DistributedError, "Scores from gradients is for models that every rank has whole"),
+        ("rounds", TrainingError, "and rewind_step asks for states that any number of ranks can go on with"),
         ("partly", DistributedError, "2.weight is whole"),
-        ("no batches", EvaluationError, "rank 0 has no batch at all"),
+        ("no batches", EvaluationError, "gave no batches"),
     ],
 )
 def test_what_cannot_be_done_in_parts_is_an_error_on_all_ranks(ranks, how, kind, words):

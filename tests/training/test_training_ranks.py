@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import warnings
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lottery_tickets import create_magnitude_mask
+from lottery_tickets import compute_lottery_ticket_quality, create_magnitude_mask
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import BatchError, DistributedError, NonfiniteLossError, RunFolderError, TrainingError
 from lottery_tickets.runs import _folder
@@ -221,6 +222,35 @@ def wrapped(rank: int) -> Any:
 
 def test_a_model_in_distributed_data_parallel_brings_its_group(ranks):
     assert ranks(2).run(wrapped) == [told_of_search(search(max_epochs=2))] * 2
+
+
+def left(rank: int, what: str) -> int:
+    """How many objects refer to the group when a training is over, without the collector's help."""
+    gc.collect()
+    gc.disable()
+    try:
+        run = {"search": search, "prune": prune}[what]
+        results = run(plain(), process_group=world(), optimizer="sgd")
+        assert results["final_mask"].kept
+        return sum(type(one) is Ranks for one in gc.get_objects())
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("what", ["search", "prune"])
+def test_nothing_refers_to_the_group_afterwards(ranks, what):
+    assert ranks(2).run(left, what) == [0, 0]
+
+
+def of_a_folder(rank: int, folder: Path) -> None:
+    compute_lottery_ticket_quality(folder, {}, blobs()[:16], process_group=world())
+
+
+def test_a_checkpoints_folder_is_for_one_process(ranks, tmp_path):
+    for answer in ranks(2).attempt(of_a_folder, tmp_path):
+        assert type(answer) is DistributedError
+        assert f"Quality of a checkpoint's folder ({tmp_path}) is for one process" in str(answer)
+        assert "leave process_group out, or load the model" in str(answer)
 
 
 def with_sampler(rank: int, by: str) -> Any:
@@ -429,13 +459,13 @@ def killed(rank: int, what: str, folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return nn.functional.cross_entropy(logits, labels)
 
-    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def write_tensors(tensors: dict[str, torch.Tensor], path: Path | None) -> None:
         if what == "save" and rank == 0 and next(writes) == 5:  # of two files a state, the second
             Path(path).write_bytes(b"half of a file")
             os.kill(os.getpid(), signal.SIGKILL)
-        save_safely(tensors, path)
+        write_safely(tensors, path)
 
-    save_safely, _folder.save_file = _folder.save_file, save_file
+    write_safely, _folder.write_tensors = _folder.write_tensors, write_tensors
     search(mlp(), loader(), run_dir=folder, process_group=world(), loss_fn=named(loss_fn), **KILLED)
 
 

@@ -2,6 +2,7 @@
 
 from lottery_tickets._batches._calls import Inputs, inputs_of, samples_of, size_of
 from lottery_tickets._batches._conventions import is_transformers
+from lottery_tickets._batches._in_step import in_step
 from lottery_tickets._batches._losses import BatchLoss, total
 from lottery_tickets._batches._measure import (
     LossFunction,
@@ -27,6 +28,7 @@ __all__ = [
     "batches_of",
     "check_precision",
     "evaluating",
+    "in_step",
     "inputs_of",
     "is_transformers",
     "kept_positions",

@@ -11,7 +11,7 @@ return an object or a mapping with `loss` and `logits`, a tensor, or a tuple of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -29,6 +29,7 @@ from lottery_tickets._batches._calls import (
     size_of,
     with_decoder_inputs,
 )
+from lottery_tickets._batches._in_step import in_step as ranks_in_step
 from lottery_tickets._batches._losses import (
     BatchLoss,
     class_loss,
@@ -126,20 +127,26 @@ def measure_mean(
     precision: Precision = "high",
     loss_fn: LossFunction | None = None,
     ranks: Ranks | None = None,
+    in_step: bool = False,
 ) -> BatchLoss:
     """All batches as one, the model in evaluation mode for the time; `.mean` is the loss.
 
-    With `ranks` each of them brings batches of its own, any number, and all learn what all measured.
+    With `ranks` each of them brings batches of its own, any number, and all learn what all measured. Where a pass
+    is one of all ranks, as through a model in parts, they go `in_step`.
 
     Raises:
         EvaluationError: No batches, or none with a label.
         BatchError: A batch of an unknown form.
     """
     ranks = ranks or Ranks()
-    with evaluating(model):
-        there = with_samples(batches, ranks)
-        own = total([measure(model, batch, precision=precision, loss_fn=loss_fn) for batch in there])
-    parts = [one for one in ranks.gather(own) if one.samples]
+    there = with_samples(batches, ranks)
+    losses = []
+    with evaluating(model), ranks.watched("Measuring") if in_step else nullcontext():
+        for batch, counts in ranks_in_step(there, ranks) if in_step else ((one, True) for one in there):
+            part = measure(model, batch, precision=precision, loss_fn=loss_fn)
+            if counts:
+                losses.append(part)
+    parts = [one for one in ranks.gather(total(losses)) if one.samples]
     whole = total(parts)
     if not whole.units:
         raise EvaluationError(

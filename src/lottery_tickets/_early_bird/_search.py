@@ -26,6 +26,7 @@ from lottery_tickets.training import (
     peak_bytes,
     restore_tensors,
     tensors_of,
+    to_be_written,
 )
 
 _log = logging.getLogger(__name__)
@@ -214,7 +215,8 @@ class Search:
             "watch": encoded(self._watch.state(), others, "watch"),
             "random": encoded(vars(RandomState.now()), others, "random"),
         }
-        self._run.save(values, {"model": tensors_of(self._model), "others": others})
+        files = {"model": tensors_of(self._model), "others": others}
+        self._run.save(values, {name: to_be_written(one, self._run.ranks) for name, one in files.items()})
 
     def _load(self, run: RunFolder) -> None:
         assert run.state is not None

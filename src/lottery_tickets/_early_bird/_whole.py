@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,9 @@ def find_birds(
         )
     ranks, sharded = ranks or Ranks(), lies_in_parts(model)
     if sharded:
-        _check_sharded(settings, recipe, run_dir)
+        _check_sharded(settings, recipe)
+    if run_dir is not None:
+        recipe.check_states(model, "run_dir")
     order = DataOrder(dataloader, settings.seed, ranks)
     subject: Subject = Weights(model, settings)
     if settings.structure is not None:
@@ -94,19 +95,14 @@ def find_birds(
             checkpointing = stack.enter_context(checkpointed(model, recipe.gradient_checkpointing))
             trainer = recipe.trainer(model, settings.seed, checkpointing=checkpointing, ranks=ranks)
         else:
-            trainer = partial(recipe.trainer_fn, model, dataloader)
+            trainer = recipe.calls(model, dataloader, ranks)
         search = Search(model, settings, order, watch, trainer, run, progress=progress and ranks.first)
         search.run()
         return search.results()
 
 
-def _check_sharded(settings: Settings, recipe: Recipe, run_dir: object) -> None:
+def _check_sharded(settings: Settings, recipe: Recipe) -> None:
     """Refuse what is not known of a model in parts."""
-    if run_dir is not None:
-        raise TrainingError(
-            "run_dir holds whole models, and this one lies in parts on the ranks. Run without run_dir, or give "
-            "the model before it is sharded."
-        )
     if settings.criterion == "rank_correlation":
         raise TrainingError(
             "criterion='rank_correlation' ranks whole tensors, and this model lies in parts on the ranks. Use "

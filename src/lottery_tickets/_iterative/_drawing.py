@@ -11,15 +11,16 @@ from torch import nn
 
 from lottery_tickets._iterative._schedule import Group
 from lottery_tickets.errors import WeightsError
-from lottery_tickets.masks import Mask, PackedBits
-from lottery_tickets.sparsity import Ranked, extremes, warn_of_collapse
+from lottery_tickets.masks import Mask, PackedBits, ShardedMask, is_sharded
+from lottery_tickets.sparsity import Ranked, extremes, parts_of, warn_of_collapse
+from lottery_tickets.training import part_of
 
 ScoreFunction = Callable[[nn.Module], Mapping[str, torch.Tensor]]
 
 
 def draw(
     weights: Mapping[str, torch.Tensor],
-    earlier: Mask | None,
+    earlier: Mask | ShardedMask | None,
     groups: Sequence[Group],
     number: int,
     scores: Mapping[str, torch.Tensor] | None = None,
@@ -27,11 +28,14 @@ def draw(
     """The mask of a round: of each group, those go that went before and the smallest of the others.
 
     Args:
-        weights: Prunable tensors by name, pruned ones zero.
+        weights: Prunable tensors by name, pruned ones zero; of a model in parts DTensors.
         earlier: The mask of the round before; None if nothing is pruned.
         groups: What is ranked together, and how many go.
         number: Of the round.
-        scores: What ranks in place of the magnitude; written to.
+        scores: What ranks in place of the magnitude; written to. Of a model in parts, what this rank has of them.
+
+    Returns:
+        The mask, sharded as the weights are.
 
     Raises:
         WeightsError: NaN among what is ranked; nothing has been drawn.
@@ -39,22 +43,25 @@ def draw(
     Warns:
         LayerCollapseWarning: A tensor of several ranked together lost all its weights.
     """
-    ranked = dict(weights if scores is None else scores)
-    extremes(ranked)
+    parts = parts_of(weights)
+    ranked, division = (parts["tensors"] if scores is None else scores), parts["division"]
+    extremes(ranked, division=division)
     bits: dict[str, PackedBits] = {}
     with _holes_below_everything(ranked, earlier):
         for group in groups:
             members = {name: ranked[name] for name in group.names}
-            selector = Ranked(members, nan="prune").selector(members)
+            selector = Ranked(members, nan="prune", division=division).selector(members)
             bits |= selector.bits(selector.lines([group.removed[number]])[0])
-    shapes = {name: weight.shape for name, weight in weights.items()}
-    mask = Mask.from_packed({name: bits[name] for name in shapes}, shapes)
+    mask = Ranked(ranked, division=division).mask({name: bits[name] for name in weights})
     warn_of_collapse([mask], stacklevel=2)
     return mask
 
 
 def scores_of(criterion: ScoreFunction, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """What a user's criterion says of these weights, in memory of its own.
+
+    Of weights in parts it is asked for DTensors sharded as they are, or for whole tensors, the same on every rank;
+    what comes back is what this rank has of them.
 
     Raises:
         WeightsError: Scores that are missing or of another shape.
@@ -67,11 +74,17 @@ def scores_of(criterion: ScoreFunction, model: nn.Module, weights: Mapping[str, 
                 f"criterion: {name} needs scores of shape {tuple(weight.shape)}, got {came}. Return a score for "
                 "every prunable weight, or leave the tensor out with exclude."
             )
-    return {name: given[name].detach().clone() for name in weights}
+    return {name: _own(name, given[name].detach(), weight) for name, weight in weights.items()}
+
+
+def _own(name: str, score: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return part_of(name, score, weight) if is_sharded(weight) else score.clone()
 
 
 @contextmanager
-def _holes_below_everything(ranked: Mapping[str, torch.Tensor], earlier: Mask | None) -> Iterator[None]:
+def _holes_below_everything(
+    ranked: Mapping[str, torch.Tensor], earlier: Mask | ShardedMask | None
+) -> Iterator[None]:
     """Where the earlier mask has holes there is NaN in the block and zero after it.
 
     A weight that was kept may be zero too, and one that was pruned must not take its place. NaN, which no weight
@@ -87,6 +100,6 @@ def _holes_below_everything(ranked: Mapping[str, torch.Tensor], earlier: Mask | 
         _fill(ranked, earlier, 0.0)
 
 
-def _fill(tensors: Mapping[str, torch.Tensor], mask: Mask, value: float) -> None:
+def _fill(tensors: Mapping[str, torch.Tensor], mask: Mask | ShardedMask, value: float) -> None:
     for name, tensor in tensors.items():
         tensor.detach().masked_fill_(~mask[name].to(tensor.device), value)

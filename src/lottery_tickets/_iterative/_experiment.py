@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from lottery_tickets._iterative._drawing import draw, scores_of
@@ -17,9 +18,17 @@ from lottery_tickets._iterative._schedule import Group
 from lottery_tickets._iterative._tickets import load_ticket, save_ticket
 from lottery_tickets._iterative._trainings import Trainings, options_of
 from lottery_tickets.errors import TrainingError
-from lottery_tickets.masks import Mask, held, prunable_parameters
+from lottery_tickets.masks import Mask, ShardedMask, held, prunable_parameters, reshard
 from lottery_tickets.runs import RunFolder, decoded, encoded
-from lottery_tickets.training import Course, check_masks_alike, early_stopping, restore_tensors, tensors_of
+from lottery_tickets.training import (
+    Course,
+    check_masks_alike,
+    early_stopping,
+    lies_in_parts,
+    restore_tensors,
+    tensors_of,
+    to_be_written,
+)
 
 
 class Experiment:
@@ -47,7 +56,7 @@ class Experiment:
         self._save_every, self._progress = save_every_steps, progress
         self._round = 0
         self._finished = False  # the round, that is
-        self._mask: Mask | None = None
+        self._mask: Mask | ShardedMask | None = None
         self._course = trainings.new()
         self._told = 0  # of the course's evaluations
         self._seconds = 0.0  # in this round, before `_clock`
@@ -79,7 +88,7 @@ class Experiment:
             rewind_step=self._rewind.point.step if isinstance(self._course, Course) else None,
             dense=dense,
             iterations=rounds,
-            final_mask=self._mask,
+            final_mask=self._mask.gathered() if isinstance(self._mask, ShardedMask) else self._mask,
             rewind_state=self._rewind.tensors if self._run is None else str(RewindPoint.path_in(self._run)),
         )
 
@@ -90,7 +99,7 @@ class Experiment:
         settings = self._settings
         self._round, self._finished = self._round + 1, False
         self._seconds, self._told = 0.0, 0
-        weights = prunable_parameters(self._model, settings.include, settings.exclude)
+        weights = self._weights()
         scores = None
         if callable(settings.criterion):
             scores = scores_of(settings.criterion, self._model, weights)
@@ -102,6 +111,11 @@ class Experiment:
         if settings.rewind == "weights":
             restore_tensors(self._model, self._rewind.tensors)
         self._course = self._trainings.new(self._rewind, self._last_options)
+
+    def _weights(self) -> dict[str, nn.Parameter]:
+        """What is pruned, asked for anew each time: modules in parts are whole after a forward pass."""
+        reshard(self._model)
+        return prunable_parameters(self._model, self._settings.include, self._settings.exclude)
 
     def _train(self, bar: Any) -> None:
         """What is left of the round."""
@@ -148,7 +162,7 @@ class Experiment:
         ours = isinstance(course, Course)
         last = course.evaluations[-1] if course.evaluations else None
         best = early_stopping(course.evaluations) if ours else None
-        weights = prunable_parameters(self._model, self._settings.include, self._settings.exclude)
+        weights = self._weights()
         return PruningRound(
             round=self._round,
             sparsity=0.0 if mask is None else mask.sparsity,
@@ -200,7 +214,8 @@ class Experiment:
             "last_options": encoded(self._last_options, others, "last options"),
             "course": encoded(self._course.state(), others, "course"),
         }
-        self._run.save(values, {"model": tensors_of(self._model), "others": others})
+        files = {"model": tensors_of(self._model), "others": others}
+        self._run.save(values, {name: to_be_written(one, self._run.ranks) for name, one in files.items()})
 
     def _load(self, run: RunFolder) -> None:
         assert run.state is not None
@@ -211,7 +226,8 @@ class Experiment:
         if values["rewind"]:
             self._rewind = RewindPoint.kept(run)
         if values["digest"] is not None:
-            self._mask = load_ticket(run, self._round, values["digest"])
+            mask = load_ticket(run, self._round, values["digest"])
+            self._mask = ShardedMask.of(mask, self._model) if lies_in_parts(self._model) else mask
         self._course = self._trainings.new(self._rewind if self._round else None, self._last_options)
         self._course.load(decoded(values["course"], others))
         self._told = len(self._course.evaluations)

@@ -71,7 +71,7 @@ class IterativePruningResults(TypedDict):
         iterations: The network of each round's mask, trained.
         final_mask: The ticket of the last round.
         rewind_state: The weights and buffers the tickets are meant for, taken at the rewinding point: named
-            tensors, or with `run_dir` the path of a safetensors file of them.
+            tensors (of a model in parts DTensors), or with `run_dir` the path of a safetensors file of them.
     """
 
     method: str

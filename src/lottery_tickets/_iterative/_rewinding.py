@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lottery_tickets.runs import RunFolder, decoded, encoded
-from lottery_tickets.training import Point
+from lottery_tickets.training import Point, to_be_written
 
 _NAME = "rewind"
 
@@ -23,7 +23,7 @@ class RewindPoint:
     """A training at one of its steps.
 
     Attributes:
-        tensors: Weights and buffers of the model.
+        tensors: Weights and buffers of the model; of one in parts DTensors, or whole ones mapped from a file.
         training: State of the course.
         options: Of each of the optimizer's groups: learning rate and the like.
     """
@@ -49,7 +49,8 @@ class RewindPoint:
             "training": encoded(self.training, others, "training"),
             "options": encoded(self.options, others, "options"),
         }
-        run.keep(_NAME, values, {"model": self.tensors, "others": others})
+        files = {"model": self.tensors, "others": others}
+        run.keep(_NAME, values, {name: to_be_written(one, run.ranks) for name, one in files.items()})
         return RewindPoint.kept(run)
 
     @classmethod

@@ -6,17 +6,19 @@ from pathlib import Path
 
 from lottery_tickets._iterative._settings import Settings
 from lottery_tickets.errors import RunFolderError
-from lottery_tickets.masks import Mask
+from lottery_tickets.masks import Mask, ShardedMask
 from lottery_tickets.runs import RunFolder
 
 
-def save_ticket(run: RunFolder, number: int, mask: Mask, settings: Settings) -> None:
-    """Write the mask of a round, from the process that writes in the folder.
+def save_ticket(run: RunFolder, number: int, mask: Mask | ShardedMask, settings: Settings) -> None:
+    """Write the mask of a round, from the process that writes in the folder; all make this call.
 
     Raises:
         RunFolderError: It could not be written.
+        DistributedError: Another rank failed or has gone.
     """
-    if not run.writes:
+    whole = mask.collected() if isinstance(mask, ShardedMask) else mask
+    if whole is None or not run.writes:
         return
     path = _path(run, number)
     metadata = {
@@ -28,7 +30,7 @@ def save_ticket(run: RunFolder, number: int, mask: Mask, settings: Settings) -> 
     }
     try:
         path.parent.mkdir(exist_ok=True)
-        mask.save(path, metadata=metadata)
+        whole.save(path, metadata=metadata)
     except OSError as error:
         raise RunFolderError(
             f"{path}: the mask could not be written ({error}). The states before it are whole; make room and "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,6 +11,7 @@ from lottery_tickets._iterative._calls import Calls
 from lottery_tickets._iterative._rewinding import Options, RewindPoint
 from lottery_tickets._iterative._settings import Settings
 from lottery_tickets._ranks import Ranks
+from lottery_tickets.masks import reshard
 from lottery_tickets.training import Course, DataOrder, Judge, Recipe, Trainer
 
 
@@ -47,12 +46,12 @@ class Trainings:
             rewind: The rewinding point to begin at; None for the beginning.
             last_options: Of the optimizer at the end of the dense network's training, for fine-tuning.
         """
+        reshard(self.model)  # which a criterion's passes may have left whole
         settings, recipe = self.settings, self.recipe
         start = None if rewind is None else rewind.point
         if recipe.trainer_fn is not None:
-            train = partial(recipe.trainer_fn, self.model, self.dataloader)
             return Calls(
-                *(self.model, train, self.order),
+                *(self.model, recipe.calls(self.model, self.dataloader, self.ranks), self.order),
                 epochs=settings.epochs,
                 halt=settings.rewind_epoch,
                 judge=self.judge,
@@ -79,9 +78,9 @@ class Trainings:
             return trainer
         own, there = trainer.state(), rewind.training["trainer"]
         if self.settings.rewind == "weights":
-            trainer.load({**deepcopy(there), "progress": own["progress"]})
+            trainer.load({**there, "progress": own["progress"]})
         elif self.settings.rewind == "learning_rate":
-            trainer.load({**own, "scheduler": deepcopy(there["scheduler"])})
+            trainer.load({**own, "scheduler": there["scheduler"]})
         options = last_options if fine_tuning else rewind.options
         for group, given in zip(trainer.optimizer.param_groups, options, strict=True):
             group.update(given)

@@ -47,6 +47,24 @@ class Optimizer(str, Enum):
     adamw8bit = "adamw8bit"
 
 
+def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    from lottery_tickets.detection import EarlyBirdDetector
+    from lottery_tickets.training import LEARNING_RATES
+
+    sparsities = options["sparsity"] or [0.5]
+    detectors = [EarlyBirdDetector(options["criterion"].value, sparsity=one) for one in sparsities]
+    found: dict[str, Any] = {
+        "sparsity": sparsities,
+        "window": detectors[0].window,
+        "learning_rate": LEARNING_RATES[options["optimizer"].value],
+    }
+    if len({one.threshold for one in detectors}) == 1:  # else each sparsity has its own
+        found["threshold"] = detectors[0].threshold
+    if options["controls"]:
+        found["control_epochs"] = options["epochs"]
+    return found
+
+
 @command(
     app,
     "early-bird",
@@ -55,6 +73,7 @@ class Optimizer(str, Enum):
     "torchrun --nproc-per-node 2 -m lottery_tickets early-bird lenet-300-100 --data mnist -o runs/lenet",
     asks_memory=True,
     on_ranks=True,
+    defaults=_defaults,
 )
 def early_bird(
     session: Session,
@@ -134,20 +153,19 @@ def early_bird(
     check_names(model, data)
     if controls and session.group is not None:
         raise typer.BadParameter("it trains in one process; call without torchrun", param_hint="--controls")
-    sparsities = sorted(set(sparsity or (0.5,)))
+    sparsities = sorted(set(sparsity or ()))
     if plot:
         from lottery_tickets.reports import figure_class
 
         figure_class()
 
-    from lottery_tickets.cli._meter import resident_bytes
+    from lottery_tickets.cli._meter import forget_peak, resident_bytes
     from lottery_tickets.early_bird import compute_early_bird_tickets
     from lottery_tickets.planning import plan_memory
-    from lottery_tickets.training import LEARNING_RATES, SharedBatches, tensors_of
-
-    rate = LEARNING_RATES[optimizer.value] if learning_rate is None else learning_rate
+    from lottery_tickets.training import SharedBatches, tensors_of
 
     where = chosen_device(device)
+    _rehearse(optimizer.value)
     before = resident_bytes() if where.type == "cpu" else 0
     subject = subject_of(
         model,
@@ -159,6 +177,7 @@ def early_bird(
         device=where,
         progress=session.progress,
     )
+    forget_peak()  # of reading the data
     if controls and subject.test_data is None:
         raise typer.BadParameter("a text has no classes to be right about", param_hint="--controls")
     plan = plan_memory(
@@ -184,7 +203,7 @@ def early_bird(
             convergence_threshold=threshold,
             stability_window=window,
             max_batch_size=max_batch_size,
-            learning_rate=rate,
+            learning_rate=learning_rate,
             criterion=criterion.value,
             check_every_steps=check_every_steps,
             optimizer=optimizer.value,
@@ -206,7 +225,7 @@ def early_bird(
             pictures = [_drawn(output, result) for result in results] if plot else []
         trained: dict[str, Trained] = {}
         if controls:
-            recipe = {"epochs": control_epochs or epochs, "optimizer": optimizer.value, "learning_rate": rate}
+            recipe = {"epochs": control_epochs, "optimizer": optimizer.value, "learning_rate": learning_rate}
             trained = _controls(session, subject, initial, results, {**recipe, "momentum": momentum, "seed": seed})
     report = {
         "model": subject.name,
@@ -220,6 +239,20 @@ def early_bird(
     if session.first:
         write_json(output / "results.json", "early-bird", report)
     return Report(report, lambda console: _show(console, report))
+
+
+def _rehearse(optimizer: str) -> None:
+    """Train a few weights for a step: what libraries load for it is not to be measured with a run."""
+    import torch
+
+    from lottery_tickets.cli._meter import rehearsing
+    from lottery_tickets.early_bird import compute_early_bird_tickets
+
+    data = [(torch.zeros(2, 2), torch.tensor([0, 1]))]
+    with rehearsing():
+        compute_early_bird_tickets(
+            torch.nn.Linear(2, 2), data, max_epochs=1, optimizer=optimizer, learning_rate=0.1, progress=False
+        )
 
 
 def _name(result: EarlyBirdResults) -> str:

@@ -22,10 +22,12 @@ from lottery_tickets.vision import DATASETS, NETWORKS
 
 if TYPE_CHECKING:
     from lottery_tickets.cli._material import Material
+    from lottery_tickets.cli._meter import Cost
     from lottery_tickets.runs import RunFolder
 
 _ALIASES = {"lenet": LENET}
 _BATCH_SIZE = 60  # Frankle and Carbin's of LeNet
+_TARGET = 0.9
 
 
 class Optimizer(str, Enum):
@@ -66,6 +68,17 @@ class Rewinding(str, Enum):
     none = "none"
 
 
+def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    from lottery_tickets.training import LEARNING_RATES
+
+    found: dict[str, Any] = {"learning_rate": LEARNING_RATES[options["optimizer"].value]}
+    if options["prune_fraction"] is None:
+        found["target"] = _TARGET
+    if options["dataset"] is not None:
+        found["batch_size"] = _BATCH_SIZE
+    return found
+
+
 @command(
     app,
     "imp",
@@ -77,6 +90,7 @@ class Rewinding(str, Enum):
     "torchrun --nproc-per-node 2 -m lottery_tickets imp lenet --dataset mnist -o runs/lenet",
     asks_memory=True,
     on_ranks=True,
+    defaults=_defaults,
 )
 def imp(
     session: Session,
@@ -111,7 +125,7 @@ def imp(
     ] = Init.torch,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of training, pruning and rewinding.")] = 10,
     target: Annotated[
-        float | None, typer.Option(help="Sparsity of the last round. Default: 0.9.", show_default=False)
+        float | None, typer.Option(help=f"Sparsity of the last round. Default: {_TARGET}.", show_default=False)
     ] = None,
     prune_fraction: Annotated[
         float | None,
@@ -201,27 +215,32 @@ def imp(
 
         figure_class()
 
-    from lottery_tickets.cli._material import Material
-    from lottery_tickets.training import LEARNING_RATES
+    from lottery_tickets.cli._material import Material, held_out_of
+    from lottery_tickets.cli._meter import run_memory
 
+    images = None if dataset is None else DATASETS[dataset]()
+    if images is not None and validation is None:
+        validation = held_out_of(images)
+        session.settle(validation=validation)
+    assert learning_rate is not None, "by _defaults"
     plan = Plan(
         network=network,
         dataset=dataset,
         model=model,
         data=data,
         init=init.value,
-        batch_size=None if dataset is None else batch_size or _BATCH_SIZE,
+        batch_size=batch_size,
         validation=validation,
         epochs=epochs,
         optimizer=optimizer.value,
-        learning_rate=LEARNING_RATES[optimizer.value] if learning_rate is None else learning_rate,
+        learning_rate=learning_rate,
         momentum=momentum,
         weight_decay=weight_decay,
         schedule=schedule.value,
         max_batch_size=max_batch_size,
         eval_every=eval_every,
         rounds=rounds,
-        target=0.9 if target is None and prune_fraction is None else target,
+        target=target,
         prune_fraction=prune_fraction,
         output_fraction=output_fraction,
         layer_fractions=fractions,
@@ -232,10 +251,13 @@ def imp(
         include=include,
         exclude=exclude,
     )
-    material = Material(plan, chosen_device(device))
+    material = Material(plan, chosen_device(device), images)
     wanted = range(first_seed, first_seed + seeds)
-    found = _all_seeds(session, material, output, wanted, save_every=save_every)
-    report = report_of(plan, output, found)
+    material.rehearse()
+    later = bool(rewind_epoch or rewind_step)
+    memory = material.planned("iterative", session.group, run_dir=True, rewind_later=later)
+    found, cost = _all_seeds(session, material, output, wanted, save_every=save_every)
+    report = {**report_of(plan, output, found), "memory": run_memory(memory, cost, output)}
     if plot:
         from lottery_tickets.reports import draw, figures_of_rounds
 
@@ -250,25 +272,29 @@ def imp(
 
 def _all_seeds(
     session: Session, material: Material, output: Path, seeds: Sequence[int], *, save_every: int | None
-) -> dict[int, dict[str, Any]]:
-    """Seed to what came of it; what an earlier call has finished is not done again."""
-    material.make_model(seeds[0])
-    material.make_dataloaders(seeds[0])
+) -> tuple[dict[int, dict[str, Any]], Cost]:
+    """Seed to what came of it, and what this call took; what an earlier one has finished is not done again."""
+    from lottery_tickets.cli._meter import metered
+
     fractions = material.layer_fractions()
     with _claimed(output, material.plan, session) as run, session.run_in(output):
         found = {line["seed"]: line["results"] for line in run.lines}
-        for number, seed in enumerate(seeds, 1):
-            if seed in found:
-                continue
-            results = _one_seed(session, material, output / f"seed-{seed}", seed, fractions, save_every)
-            run.record({"seed": seed, "results": results})
-            run.save({}, {})
-            found[seed] = results
-            seconds = sum(one["seconds"] for one in results["rounds"])
-            session.note(
-                f"seed {seed} ({number} of {len(seeds)}): {len(results['rounds'])} trainings, {seconds:.0f} s"
-            )
-    return {seed: found[seed] for seed in seeds}
+
+        def train() -> None:
+            for number, seed in enumerate(seeds, 1):
+                if seed in found:
+                    continue
+                results = _one_seed(session, material, output / f"seed-{seed}", seed, fractions, save_every)
+                run.record({"seed": seed, "results": results})
+                run.save({}, {})
+                found[seed] = results
+                seconds = sum(one["seconds"] for one in results["rounds"])
+                session.note(
+                    f"seed {seed} ({number} of {len(seeds)}): {len(results['rounds'])} trainings, {seconds:.0f} s"
+                )
+
+        _, cost = metered(train, material.device)
+    return {seed: found[seed] for seed in seeds}, cost
 
 
 def _one_seed(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lottery_tickets.errors import DistributedError
@@ -21,6 +25,27 @@ def launched() -> bool:
 def is_first() -> bool:
     """Whether this is the process that prints and writes."""
     return not launched() or os.environ["RANK"] == "0"
+
+
+def launcher() -> str | None:
+    """What the user typed before the arguments of this command, a launcher and its options.
+
+    None where the process above this one is none that ends with the same arguments.
+    """
+    import psutil
+
+    own = sys.argv[1:]
+    try:
+        words = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):  # it has ended, or does not tell
+        return None
+    before = words[: -len(own)] if own else []
+    if not before or words[-len(own) :] != own:
+        return None
+    if len(before) > 1 and Path(before[1]).is_file() and os.access(before[1], os.X_OK):
+        before = before[1:]  # a script, which is started by its own name
+    name = Path(before[0]).name
+    return shlex.join([name if shutil.which(name) == before[0] else before[0], *before[1:]])
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class Plan:
         data: Likewise of its data.
         init: How the weights of LeNet-300-100 are drawn; torch for all others.
         batch_size: Images an update.
-        validation: Images of the training part that are kept apart; None for a tenth of them, 5,000 at most.
+        validation: Images of the training part that are kept apart; None for data of the user's own.
         epochs: Of the dense network.
         optimizer: sgd, adam or adamw.
         learning_rate: Of the optimizer.

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lottery_tickets.cli._app import program
-from lottery_tickets.cli._launched import is_first, process_group
+from lottery_tickets.cli._launched import is_first, launched, launcher, process_group
 from lottery_tickets.cli._settings import settings_in, settings_text, take_settings
 from lottery_tickets.cli._told import json_text, told
 from lottery_tickets.errors import DistributedError, LotteryTicketError, MemoryPlanError
@@ -92,7 +92,7 @@ class Session:
 
     quiet: bool
     command: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     group: ProcessGroup | None = None
     resume: str | None = None
 
@@ -111,6 +111,10 @@ class Session:
         if not self.quiet and self.first:
             typer.echo(text, err=True)
 
+    def settle(self, **options: Any) -> None:
+        """Say what options have come to whose defaults hang on more than other options: on a run, on data."""
+        self.options.update(options)
+
     @contextmanager
     def run_in(self, folder: Path) -> Iterator[None]:
         """Have the options in the folder of a run, from which `--config` takes them to go on."""
@@ -118,10 +122,10 @@ class Session:
             yield
             return
         with settings_in(folder, settings_text(self.command, self.options)) as path:
-            self.resume = (
-                f"{folder} holds what was finished; to go on:\n"
-                f"  {program()} {self.command} --config {shlex.quote(str(path))}"
-            )
+            by = launcher() if launched() else program()
+            again = f"{by or program()} {self.command} --config {shlex.quote(str(path))}"
+            how = "to go on" if by else "to go on, by what started these processes"
+            self.resume = f"{folder} holds what was finished; {how}:\n  {again}"
             yield
 
 
@@ -135,7 +139,12 @@ class Report:
 
 
 def command(
-    app: typer.Typer, name: str, *examples: str, asks_memory: bool = False, on_ranks: bool = False
+    app: typer.Typer,
+    name: str,
+    *examples: str,
+    asks_memory: bool = False,
+    on_ranks: bool = False,
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[P, Report]], Callable[..., None]]:
     """Register a function as a command with the common options, examples in its help, and one-line errors.
 
@@ -145,6 +154,7 @@ def command(
         examples: Command lines for the help.
         asks_memory: It calls what refuses to start where memory is short, and gets an option against that.
         on_ranks: It works on several processes together, as torchrun starts them.
+        defaults: What options come to that are not given and hang on others, by all of them.
     """
 
     def register(function: Callable[P, Report]) -> Callable[..., None]:
@@ -159,10 +169,13 @@ def command(
             no_memory_check: bool = False,
             **arguments: Any,
         ) -> None:
-            if print_config:
-                typer.echo(settings_text(name, arguments), nl=False)
-                return
             session = Session(quiet, name, arguments)
+            with _one_line_errors(debug):
+                by_others = {} if defaults is None else defaults(arguments)
+                session.settle(**{key: one for key, one in by_others.items() if arguments[key] in (None, [])})
+            if print_config:
+                typer.echo(settings_text(name, session.options), nl=False)
+                return
             with (
                 _one_line_errors(debug),
                 _interruption(session),
@@ -172,7 +185,7 @@ def command(
                 process_group(name, possible=on_ranks) as group,
             ):
                 session.group = group
-                report = function(session, **arguments)  # type: ignore[arg-type]
+                report = function(session, **session.options)  # type: ignore[arg-type]
                 if not is_first():
                     return
                 if json_:

@@ -6,15 +6,17 @@ from lottery_tickets.gradients._model import borrowed, refuse_folder
 from lottery_tickets.gradients._passes import Gradients, Grouping
 from lottery_tickets.gradients._ranks import add_ranks
 from lottery_tickets.gradients._scores import Criterion, Options, Scored, compute_scores, scorable
-from lottery_tickets.gradients._stores import Store, Tensors
+from lottery_tickets.gradients._stores import Store, Tensors, write_whole
 from lottery_tickets.gradients._sums import Moments, Statistic, Sums, check_finite
 from lottery_tickets.gradients._synflow import compute_synflow_importance
+from lottery_tickets.gradients._together import InStep, Together, refuse_other_parts
 from lottery_tickets.gradients._wanda import InputNorms
 
 __all__ = [
     "Criterion",
     "Gradients",
     "Grouping",
+    "InStep",
     "InputNorms",
     "Moments",
     "Options",
@@ -24,6 +26,7 @@ __all__ = [
     "Store",
     "Sums",
     "Tensors",
+    "Together",
     "add_ranks",
     "borrowed",
     "check_finite",
@@ -31,5 +34,7 @@ __all__ = [
     "compute_scores",
     "compute_synflow_importance",
     "refuse_folder",
+    "refuse_other_parts",
     "scorable",
+    "write_whole",
 ]

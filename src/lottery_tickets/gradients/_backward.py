@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from lottery_tickets.gradients._taps import Receive, Taps
+from lottery_tickets.gradients._taps import Receiver, Taps
 
 
 class Backward:
@@ -19,20 +19,27 @@ class Backward:
         taps: Attached during the forward pass.
         others: Name to the parameters, requiring gradients, that no tap stands for.
         rows: Positions of the samples to hand on; where there are `others`, or the batch is taken for one, only 0.
+            None at all where the pass is made for other ranks.
     """
 
     def __init__(
         self, losses: torch.Tensor, taps: Taps, others: Mapping[str, Sequence[nn.Parameter]], rows: list[int]
     ) -> None:
-        assert not others or rows == [0]
+        assert not others or rows in ([0], [])
         self._losses, self._taps, self._others, self._rows = losses, taps, others, rows
 
-    def run(self, weights: torch.Tensor, receive: Receive, *, keep: bool = False) -> None:
+    def run(self, weights: torch.Tensor, receiver: Receiver, *, keep: bool = False) -> None:
         """Hand on the gradients of `weights @ losses`; keep the graph for another run if asked."""
         if not self._losses.requires_grad:  # none of the parameters took part
             return
         sums: dict[str, torch.Tensor] = {}
         left = Counter({name: len(ones) for name, ones in self._others.items()})
+
+        def hand_on(name: str) -> None:
+            gradient = sums.pop(name)
+            if self._rows:
+                receiver.receive(name, 0, gradient)
+            receiver.finished(name)
 
         def consume(name: str) -> Callable[[torch.Tensor], None]:
             def hook(parameter: torch.Tensor) -> None:
@@ -44,7 +51,7 @@ class Backward:
                 sums[name] = wide if name not in sums else sums[name] + wide
                 left[name] -= 1
                 if not left[name]:
-                    receive(name, 0, sums.pop(name))
+                    hand_on(name)
 
             return hook
 
@@ -54,7 +61,7 @@ class Backward:
             for name, one in objects
         ]
         try:
-            with self._taps.backward(self._rows, receive):
+            with self._taps.backward(self._rows, receiver):
                 torch.autograd.backward(
                     self._losses,
                     weights,
@@ -62,7 +69,7 @@ class Backward:
                     inputs=[self._taps.anchor, *(one for _, one in objects)],
                 )
             for name in list(sums):
-                receive(name, 0, sums.pop(name))
+                hand_on(name)
         finally:
             for handle in handles:
                 handle.remove()

@@ -19,6 +19,7 @@ from lottery_tickets.gradients._model import borrowed, differentiated, refuse_fo
 from lottery_tickets.gradients._passes import Gradients
 from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.gradients._sums import Sums, check_finite
+from lottery_tickets.gradients._together import Together
 from lottery_tickets.masks import Patterns, places_of
 from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.training import joined
@@ -82,7 +83,7 @@ def compute_grasp_importance(
         equation 8 and algorithm 2.
     """
     refuse_folder(model, "GraSP needs backward passes, and these the whole model in memory")
-    model, ranks = joined(model, process_group, "GraSP")
+    model, ranks = joined(model, process_group, "GraSP, which differentiates twice,")
     with ranks.together():
         refuse_if_too_large("grasp", model, dataloader, check=check_memory, include=include, exclude=exclude)
         parameters = scorable(model, include, exclude)
@@ -108,8 +109,8 @@ def _products(
     with borrowed(model, checkpoint_activations=False), widened(model), sdpa_kernel(SDPBackend.MATH):
         bar = tqdm(samples, desc="gradient", unit=" batches", delay=2, disable=not bars)
         sums = Sums(parameters, ["signed"], "device", ranks=ranks)
-        gradients = Gradients(model, places, grouping="batch sum", loss_fn=loss_fn, ranks=ranks)
-        count = gradients.go_through(bar, list(parameters), sums.receive)["samples"]
+        gradients = Gradients(model, places, grouping="batch sum", loss_fn=loss_fn, together=Together(ranks))
+        count = gradients.go_through(bar, list(parameters), sums)["samples"]
         mean = sums.finish("signed", count, lambda _name, _mean: None)
         objects = {
             name: list(

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
-from lottery_tickets._batches import BatchLoss, LossFunction, SampleLosses, measure, samples_of, size_of
+from lottery_tickets._batches import BatchLoss, LossFunction, SampleLosses, measure, size_of
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import BatchError, ScoreError
 from lottery_tickets.gradients._backward import Backward
 from lottery_tickets.gradients._model import differentiated
-from lottery_tickets.gradients._plan import Plan, plan_for
-from lottery_tickets.gradients._taps import MisfitError, Receive, Taps
+from lottery_tickets.gradients._plan import Plan, look_at
+from lottery_tickets.gradients._taps import MisfitError, Receiver, Taps
+from lottery_tickets.gradients._together import NotBySampleError, Together
 
 Grouping = Literal["sample", "batch mean", "batch sum"]
 
@@ -37,7 +38,8 @@ class Gradients:
             For samples only.
         drawn: Draws the labels that samples are held against; None for their own.
         autocast: Compute in bfloat16 on an accelerator.
-        ranks: Those that go through samples of their own at the same time.
+        together: The ranks that go through samples of their own at the same time, and what their passes have to do
+            with each other.
     """
 
     model: nn.Module
@@ -47,10 +49,15 @@ class Gradients:
     clip: float | None = None
     drawn: torch.Generator | None = None
     autocast: bool = False
-    ranks: Ranks = field(default_factory=Ranks)
+    together: Together = field(default_factory=Together)
     _plan: Plan | None = field(default=None, init=False)
 
-    def go_through(self, batches: Iterable[Any], names: Sequence[str], receive: Receive) -> Counter[str]:
+    @property
+    def ranks(self) -> Ranks:
+        """Those that go through samples of their own at the same time."""
+        return self.together.ranks
+
+    def go_through(self, batches: Iterable[Any], names: Sequence[str], receiver: Receiver) -> Counter[str]:
         """Hand on every gradient of these parameters.
 
         Returns:
@@ -62,10 +69,10 @@ class Gradients:
             BatchError: See `measure`.
         """
         counts: Counter[str] = Counter()
-        for number, batch in enumerate(batches):
+        for number, (batch, is_own) in enumerate(self.together.batches(batches)):
             if self._plan is None:
                 self._plan = self._planned(batch)
-            counts += self._through_batch(batch, number, names, receive)
+            counts += self._through_batch(_Piece(batch, number, is_own), names, receiver)
         counts = sum(self.ranks.gather(counts), Counter())
         if not counts["samples"]:
             raise ScoreError("No sample has a label that counts, so there are no gradients.")
@@ -73,12 +80,15 @@ class Gradients:
 
     def _planned(self, batch: Any) -> Plan | None:
         """From the first sample with a label; None if there is none."""
-        for row in range(size_of(batch)):
-            one = samples_of(batch, row, row + 1)
-            try:
-                return plan_for(self.places, partial(self._loss_of_one, one), by_sample=self.grouping == "sample")
-            except _NoLabelError:
-                continue
+        for one, _ in self.together.rows(batch):
+            with self.together.passing():
+                try:
+                    seen = look_at(self.places, partial(self._loss_of_one, one))
+                except _NoLabelError:
+                    seen = None
+            seen = self.together.agreed(seen, len(self.places))
+            if seen is not None:
+                return Plan.of(self.places, seen.tapped, singly=seen.singly and self.grouping == "sample")
         return None
 
     def _loss_of_one(self, sample: Any) -> torch.Tensor:
@@ -87,13 +97,13 @@ class Gradients:
             raise _NoLabelError
         return rows.losses
 
-    def _through_batch(self, batch: Any, number: int, names: Sequence[str], receive: Receive) -> Counter[str]:
+    def _through_batch(self, piece: _Piece, names: Sequence[str], receiver: Receiver) -> Counter[str]:
         if self._plan is None:  # every sample so far is without labels
             return Counter()
         if not self._plan.singly:
             try:
-                return self._through_piece(batch, number, names, receive)
-            except _NotBySampleError:
+                return self._through_piece(piece, names, receiver)
+            except NotBySampleError:
                 if self.grouping == "batch mean":
                     raise BatchError(
                         "The model or loss_fn gives one loss for all samples of a batch; let loss_fn return one "
@@ -103,35 +113,52 @@ class Gradients:
                 pass
             self._plan = self._plan.one_by_one()
         counts: Counter[str] = Counter()
-        for row in range(size_of(batch)):
-            counts += self._through_piece(samples_of(batch, row, row + 1), number, names, receive)
+        for row, is_own in self.together.rows(piece.batch):
+            one = _Piece(row, piece.number, is_own and piece.is_own)
+            counts += self._through_piece(one, names, receiver)
         return counts
 
-    def _through_piece(self, piece: Any, number: int, names: Sequence[str], receive: Receive) -> Counter[str]:
+    def _through_piece(self, piece: _Piece, names: Sequence[str], receiver: Receiver) -> Counter[str]:
         assert self._plan is not None
         # A norm is over all parameters, also where only some are asked for.
         plan = self._plan if self.clip is not None else self._plan.only(names)
-        taps = Taps(plan.tapped)
-        with differentiated(one for ones in plan.others.values() for one in ones), taps.attached():
-            with taps.forward(size_of(piece) if self.grouping == "sample" else None):
-                rows = self._rows(piece)
-            _check_finite(rows, number)
-            weights = rows.counted.to(rows.losses)
-            counted = [row for row, has_units in enumerate(rows.counted.tolist()) if has_units]
-            if not counted:
+        taps, whole = Taps(plan.tapped), self.grouping != "sample"
+        with (
+            differentiated(one for ones in plan.others.values() for one in ones),
+            taps.attached(),
+            self.together.watching(plan.others),
+        ):
+            rows = self._forward(piece, taps)
+            counted = [row for row, has_units in enumerate(rows.counted.tolist()) if has_units and piece.is_own]
+            if not counted and not self.together.always:
                 return Counter()
-            whole = self.grouping != "sample"
+            wanted = [0] if whole and counted else counted
+            weights = rows.counted.to(rows.losses) if counted else torch.zeros_like(rows.losses)
             # By themselves: what could draw other labels holds the logits.
             losses = rows.losses
             del rows
-            backward = Backward(losses, taps, plan.others, [0] if whole else counted)
-            if self.grouping == "batch mean":
-                weights = weights / len(counted)
-            if self.clip is not None:
-                weights = weights * _clipping(backward, weights, self.clip)
-            chosen = set(names)
-            backward.run(weights, lambda name, row, one: receive(name, row, one) if name in chosen else None)
-        return Counter(samples=len(counted), steps=1 if whole else len(counted))
+            with self.together.passing(forward=False):
+                losses, weights = self.together.reaching(losses, weights)
+                backward = Backward(losses, taps, self.together.present(plan.others), wanted)
+                if self.grouping == "batch mean":
+                    weights = weights / max(1, len(counted))
+                if self.clip is not None:
+                    weights = weights * _clipping(backward, weights, self.clip)
+                backward.run(weights, _Chosen(receiver, frozenset(names)))
+        return Counter(samples=len(counted), steps=len(wanted))
+
+    def _forward(self, piece: _Piece, taps: Taps) -> SampleLosses:
+        """The losses, all ranks having come through."""
+        found: SampleLosses | NotBySampleError | MisfitError
+        with self.together.passing():
+            try:
+                with taps.forward(size_of(piece.batch) if self.grouping == "sample" else None):
+                    found = self._rows(piece.batch)
+            except (NotBySampleError, MisfitError) as error:
+                found = error
+        if isinstance(found, SampleLosses) and piece.is_own:
+            _check_finite(found, piece.number)
+        return self.together.agreed_losses(found)
 
     def _measure(self, batch: Any) -> BatchLoss:
         device = next(self.model.parameters()).device
@@ -142,7 +169,7 @@ class Gradients:
         part = self._measure(batch)
         if part.rows is None:
             if part.samples > 1:
-                raise _NotBySampleError
+                raise NotBySampleError
             return SampleLosses(torch.zeros(1), torch.zeros(1, dtype=torch.bool))  # no label that counts
         if self.drawn is None:
             return part.rows
@@ -166,19 +193,46 @@ def _check_finite(rows: SampleLosses, number: int) -> None:
 
 def _clipping(backward: Backward, weights: torch.Tensor, longest: float) -> torch.Tensor:
     """Factor for each sample that brings its gradient down to the largest norm allowed."""
-    squares = torch.zeros(len(weights), dtype=torch.float64)
-
-    def receive(_name: str, row: int, gradient: torch.Tensor) -> None:
-        squares[row] += float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2
-
-    backward.run(weights, receive, keep=True)
-    norms = squares.sqrt()
+    squares = _Squares(torch.zeros(len(weights), dtype=torch.float64))
+    backward.run(weights, squares, keep=True)
+    norms = squares.sums.sqrt()
     return torch.where(norms > longest, longest / norms, 1.0).to(weights)
+
+
+class _Piece(NamedTuple):
+    """Samples that go through the model at once: those of a batch by its number, or one that does not count."""
+
+    batch: Any
+    number: int
+    is_own: bool
+
+
+class _Squares(NamedTuple):
+    """Takes gradients of samples for the squares of their norms."""
+
+    sums: torch.Tensor
+
+    def receive(self, _name: str, row: int, gradient: torch.Tensor) -> None:
+        self.sums[row] += float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2
+
+    def finished(self, _name: str) -> None:
+        """Nothing is left to do."""
+
+
+class _Chosen(NamedTuple):
+    """Hands on the gradients of some of the parameters."""
+
+    to: Receiver
+    names: frozenset[str]
+
+    def receive(self, name: str, row: int, gradient: torch.Tensor) -> None:
+        if name in self.names:
+            self.to.receive(name, row, gradient)
+
+    def finished(self, name: str) -> None:
+        if name in self.names:
+            self.to.finished(name)
 
 
 class _NoLabelError(Exception):
     """A sample without a label that counts."""
-
-
-class _NotBySampleError(Exception):
-    """One loss came for several samples."""

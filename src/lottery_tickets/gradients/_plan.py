@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from lottery_tickets.gradients._layers import input_of, is_stock_layer
 from lottery_tickets.training import uses_of
+
+# Canonical name to the modules and attributes that hold the parameter.
+Places = Mapping[str, Sequence[tuple[nn.Module, str]]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,13 @@ class Plan:
     others: Mapping[str, Sequence[nn.Parameter]]
     singly: bool
 
+    @classmethod
+    def of(cls, places: Places, tapped: Collection[str], *, singly: bool) -> Plan:
+        """That which taps the layers of these parameters."""
+        layers, objects = _layers_of(places), _objects_of(places)
+        others = {name: objects[name] for name in places if name not in tapped}
+        return cls({name: layers[name] for name in places if name in tapped}, others, singly)
+
     def one_by_one(self) -> Plan:
         """The same, samples going through the model one by one."""
         return replace(self, singly=True)
@@ -41,46 +51,45 @@ class Plan:
         )
 
 
-def plan_for(
-    places: Mapping[str, Sequence[tuple[nn.Module, str]]],
-    forward: Callable[[], torch.Tensor],
-    *,
-    by_sample: bool,
-) -> Plan:
+class Seen(NamedTuple):
+    """What one sample's forward pass tells of a model.
+
+    Attributes:
+        tapped: Names of parameters whose gradient can be read beside their layers.
+        singly: Whether samples have to go through the model one by one, if gradients are wanted by sample.
+    """
+
+    tapped: frozenset[str]
+    singly: bool
+
+
+def look_at(places: Places, forward: Callable[[], torch.Tensor]) -> Seen:
     """Look at one sample's forward pass.
 
     A parameter is tapped if every way from it to the loss leads through a layer of a known kind that was called,
     which shows in autograd's graph: as many edges as calls. A sample has to be a row of the layer's input.
 
     Args:
-        places: Canonical name to the modules and attributes that hold the parameter.
+        places: Where the parameters are.
         forward: Runs one sample and gives its loss with its graph.
-        by_sample: Gradients of single samples are wanted, not of whole batches.
     """
-    parameters = {name: [module._parameters[key] for module, key in held] for name, held in places.items()}
-    objects: dict[str, list[nn.Parameter]] = {
-        name: list({id(one): one for one in ones if one is not None}.values()) for name, ones in parameters.items()
-    }
+    objects, layers = _objects_of(places), _layers_of(places)
     names = {id(one): name for name, ones in objects.items() for one in ones}
-    layers = {
-        name: list(dict.fromkeys(module for module, _ in held))
-        for name, held in places.items()
-        if all(key == "weight" for _, key in held)
-    }
-    layers = {name: [one for one in held if is_stock_layer(one)] for name, held in layers.items()}
     calls: Counter[str] = Counter()
     flattened: set[str] = set()
 
     def watch(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:
             calls[name] += 1
+            # Where weights lie in parts, a whole one stands in its place for the time of the pass.
+            names[id(layer.weight)] = name
             if input_of(layer, args, kwargs).shape[0] != 1:
                 flattened.add(name)
 
         return hook
 
     handles = [
-        layer.register_forward_hook(watch(name), with_kwargs=True)
+        layer.register_forward_hook(watch(name), with_kwargs=True, prepend=True)
         for name, held in layers.items()
         for layer in held
     ]
@@ -94,6 +103,21 @@ def plan_for(
             handle.remove()
         for one, flag in flags:
             one.requires_grad_(flag)
-    tapped = {name: layers[name] for name in places if calls[name] and calls[name] == edges[name]}
-    others = {name: objects[name] for name in places if name not in tapped}
-    return Plan(tapped, others, singly=by_sample and bool(others or flattened & tapped.keys()))
+    tapped = frozenset(name for name in places if calls[name] and calls[name] == edges[name])
+    return Seen(tapped, len(tapped) < len(places) or bool(flattened & tapped))
+
+
+def _objects_of(places: Places) -> dict[str, list[nn.Parameter]]:
+    """Name to the parameter objects; tied ones may be several."""
+    found = {name: [module._parameters[key] for module, key in held] for name, held in places.items()}
+    return {name: list({id(one): one for one in ones if one is not None}.values()) for name, ones in found.items()}
+
+
+def _layers_of(places: Places) -> dict[str, list[nn.Module]]:
+    """Name to the layers of a known kind that hold a parameter, if it is the weight of all that hold it."""
+    layers = {
+        name: list(dict.fromkeys(module for module, _ in held))
+        for name, held in places.items()
+        if all(key == "weight" for _, key in held)
+    }
+    return {name: [one for one in held if is_stock_layer(one)] for name, held in layers.items()}

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from lottery_tickets.errors import ScoreError
+from lottery_tickets.masks import Division
 
 Store = Literal["cpu", "disk", "device"] | os.PathLike[str]
 _ALIGNMENT = 64
@@ -112,3 +114,24 @@ class Tensors:
         begin, length = self._spans[name]
         first = begin // mmap.PAGESIZE * mmap.PAGESIZE
         return first, math.ceil((begin + length - first) / mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def write_whole(path: os.PathLike[str], parts: Mapping[str, torch.Tensor], division: Division) -> None:
+    """Write tensors that lie in parts on ranks as one safetensors file, which rank 0 does, tensor by tensor.
+
+    Args:
+        path: Of the file.
+        parts: Name to what this rank holds, float32 on any device.
+        division: How they are spread; all of its ranks make this call.
+    """
+    ranks = division.ranks
+    like = {name: torch.empty(shape, device="meta") for name, shape in division.shapes.items()}
+    file = Tensors(like, path) if ranks.first else None
+    for name, part in parts.items():
+        mine = (division.shards[name], part.cpu().numpy()) if name in division.counted else None
+        told = ranks.collect(mine)
+        if file is None or told is None:
+            continue
+        with file.use(name) as whole:
+            for shard, values in (one for one in told if one is not None):
+                whole.numpy()[np.ix_(*shard.indices)] = values

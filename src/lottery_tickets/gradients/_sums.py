@@ -12,6 +12,7 @@ import torch
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import ScoreError
 from lottery_tickets.gradients._stores import Store, Tensors
+from lottery_tickets.masks import Shard
 
 Statistic = Literal["signed", "absolute", "square"]
 
@@ -75,19 +76,25 @@ class Sums:
 
     def receive(self, name: str, _sample: int, gradient: torch.Tensor) -> None:
         """Add one gradient, float32; what it holds is spent afterwards."""
-        if self._summary is not None:
-            self.moments[name].add(self._summary(name, gradient))
-        self._steps[name] += 1
-        if self._steps[name] == _MOST_IN_FLOAT32 + 1:
-            self._widen()
+        self._count(name, gradient)
         for statistic, tensors in self.tensors.items():
             if statistic != "absolute":
                 with tensors.use(name) as total:
-                    here = gradient.to(total.device)
-                    total.addcmul_(here, here) if statistic == "square" else total.add_(here)
+                    _add(statistic, gradient.to(total.device), total)
         if "absolute" in self.tensors:
             with self.tensors["absolute"].use(name) as total:
                 total.add_(gradient.abs_().to(total.device))
+
+    def finished(self, _name: str) -> None:
+        """Nothing is left to do at the end of a pass."""
+
+    def _count(self, name: str, gradient: torch.Tensor, summands: int = 1) -> None:
+        """One more gradient, which stands for so many summands."""
+        if self._summary is not None:
+            self.moments[name].add(self._summary(name, gradient))
+        before, self._steps[name] = self._steps[name], self._steps[name] + summands
+        if before <= _MOST_IN_FLOAT32 < self._steps[name]:
+            self._widen()
 
     def _widen(self) -> None:
         for statistic, tensors in self.tensors.items():
@@ -129,6 +136,73 @@ class Sums:
                     score.copy_(made)
                 check_finite(name, score)
         return scores.all()
+
+
+class SumsInParts(Sums):
+    """Sums of whole gradients over ranks, of which each keeps those of its own weights.
+
+    A pass's gradients of one parameter are added up as they are made; then the ranks hand each other their sums,
+    part by part. So beside the parts there are two tensors as large as the largest whole one.
+
+    Args:
+        like: This rank's parts of parameters by name.
+        statistic: Which sum.
+        store: See `Tensors`.
+        summary: See `Sums`; it is given whole gradients.
+        ranks: All that hold parts.
+        shards: Name to the parts of all ranks, in their order.
+    """
+
+    def __init__(
+        self,
+        like: Mapping[str, torch.Tensor],
+        statistic: Statistic,
+        store: Store,
+        summary: Callable[[str, torch.Tensor], float] | None,
+        ranks: Ranks,
+        shards: Mapping[str, Sequence[Shard]],
+    ) -> None:
+        super().__init__(like, [statistic], store, summary)
+        self._statistic, self._shards = statistic, shards
+        self._together = ranks
+        self._scratch: torch.Tensor | None = None
+        self._begun: str | None = None
+
+    def receive(self, name: str, _sample: int, gradient: torch.Tensor) -> None:
+        """Add one whole gradient, float32; what it holds is spent afterwards."""
+        self._count(name, gradient, self._together.size)
+        if self._statistic == "absolute":
+            gradient.abs_()
+        for row, shard in zip(self._rows(name), self._shards[name], strict=True):
+            total = row[: shard.part.numel()].view(shard.part)
+            _add(self._statistic, shard.take(gradient), total)
+
+    def finished(self, name: str) -> None:
+        """Add what all ranks have of this rank's part; all of them come here, with gradients or without."""
+        mine = self._together.share_out(self._rows(name), name)
+        self._begun = None
+        with self.tensors[self._statistic].use(name) as total:
+            total.add_(mine[: total.numel()].view(total.shape).to(total.device))
+
+    def _rows(self, name: str) -> torch.Tensor:
+        """The sums of this pass so far, a row for each rank's part."""
+        longest = max(shard.part.numel() for shard in self._shards[name])
+        size = self._together.size * longest
+        if self._scratch is None or self._scratch.numel() < size:
+            self._scratch = torch.empty(size, dtype=torch.float32, device=self._like[name].device)
+        rows = self._scratch[:size].view(self._together.size, longest)
+        if self._begun != name:
+            self._begun = name
+            rows.zero_()
+        return rows
+
+
+def _add(statistic: Statistic, gradient: torch.Tensor, total: torch.Tensor) -> None:
+    """Add what a gradient, or the magnitude of one, gives to the sum."""
+    if statistic == "square":
+        total.addcmul_(gradient, gradient)
+    else:
+        total.add_(gradient)
 
 
 def check_finite(name: str, score: torch.Tensor) -> None:

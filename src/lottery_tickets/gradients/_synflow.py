@@ -18,6 +18,7 @@ from lottery_tickets.gradients._scores import scorable
 from lottery_tickets.masks import Patterns, places_of, unpack_range
 from lottery_tickets.planning import refuse_if_too_large
 from lottery_tickets.sparsity import Selection
+from lottery_tickets.training import joined
 
 _LEAST = torch.finfo(torch.float32).smallest_normal
 
@@ -73,6 +74,7 @@ def compute_synflow_importance(
         ScoreError: A flow that is not finite or nothing, weights it does not reach, or an argument out of range.
         ParameterSelectionError: Nothing to score.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A model in parts.
 
     Example:
         >>> import torch
@@ -91,6 +93,7 @@ def compute_synflow_importance(
     if not 0 < final_density < 1:
         raise ScoreError(f"final_density is a fraction in (0, 1), got {final_density!r}.")
     refuse_folder(model, "SynFlow needs backward passes, and these the whole model in memory")
+    model, _ = joined(model, None, "SynFlow, whose flow is one of magnitudes in float64 and not of the weights,")
     refuse_if_too_large("synflow", model, check=check_memory, include=include, exclude=exclude)
     parameters = scorable(model, include, exclude)
     kept = {name: torch.ones(one.shape, dtype=torch.bool) for name, one in parameters.items()}

@@ -10,14 +10,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from lottery_tickets.gradients._layers import add_weight_gradient, input_of
 
-Receive = Callable[[str, int, torch.Tensor], None]
+
+class Receiver(Protocol):
+    """Takes gradients as a backward pass makes them, parameter by parameter."""
+
+    def receive(self, name: str, sample: int, gradient: torch.Tensor) -> None:
+        """A parameter's gradient of one sample, by its position in the batch.
+
+        It is float32, in the shape of the weight, in memory that the next call overwrites.
+        """
+
+    def finished(self, name: str) -> None:
+        """The parameter's gradients in this pass, if there were any, have all been handed on."""
 
 
 class MisfitError(Exception):
@@ -41,14 +52,13 @@ class Taps:
 
     Args:
         layers: Parameter name to the layers that hold it as their weight.
-        receive: Called with a parameter's name, a sample's position in the batch, and the gradient, float32 in
-            the shape of the weight, in memory that the next call overwrites.
     """
 
     def __init__(self, layers: Mapping[str, Iterable[nn.Module]]) -> None:
         self.anchor = torch.zeros((), requires_grad=True)
         self._layers = layers
-        self._receive: Receive = _nothing
+        self._receiver: Receiver | None = None
+        self._misfit: str | None = None
         self._rows: int | None = None  # samples of the batch, None where all of it is taken for one
         self._wanted: list[int] = []
         self._calls: Counter[str] = Counter()
@@ -72,26 +82,32 @@ class Taps:
 
     @contextmanager
     def forward(self, rows: int | None) -> Iterator[None]:
-        """A forward pass over a batch of so many rows (None: all of it as one), whose calls are counted."""
+        """A forward pass over a batch of so many rows (None: all of it as one), whose calls are counted.
+
+        Raises:
+            MisfitError: At the end, since the pass may be one of several ranks.
+        """
         self._calls.clear()
-        self._rows, self._counting = rows, True
+        self._rows, self._counting, self._misfit = rows, True, None
         try:
             yield
         finally:
             self._counting = False  # a checkpoint calls the layers again in the backward pass
+        if self._misfit is not None:
+            raise MisfitError(self._misfit)
 
     @contextmanager
-    def backward(self, wanted: list[int], receive: Receive) -> Iterator[None]:
-        """A backward pass: gradients of the wanted samples go to `receive`."""
+    def backward(self, wanted: list[int], receiver: Receiver) -> Iterator[None]:
+        """A backward pass: gradients of the wanted samples go to the receiver."""
         self._uses = {}
-        self._wanted, self._receive = wanted, receive
+        self._wanted, self._receiver = wanted, receiver
         try:
             yield
             # Calls whose output the loss does not depend on never came back.
             for name in list(self._uses):
                 self._hand_on(name)
         finally:
-            self._uses, self._receive = {}, _nothing
+            self._uses, self._receiver = {}, None
 
     def _hook(self, name: str) -> Callable[..., torch.Tensor | None]:
         def tap(layer: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor | None:
@@ -100,7 +116,8 @@ class Taps:
             inputs = input_of(layer, args, kwargs).detach()
             if self._counting:
                 if self._rows is not None and self._rows > 1 and inputs.shape[0] != self._rows:
-                    raise MisfitError(name)
+                    self._misfit = name
+                    return None
                 self._calls[name] += 1
 
             def come_back(kept: torch.Tensor, gradient: torch.Tensor) -> None:
@@ -120,14 +137,16 @@ class Taps:
     def _hand_on(self, name: str) -> None:
         """The sum over all uses before anything is done with it: the square of a sum is no sum of squares."""
         uses = [self._widened(use) for use in self._uses.pop(name)]
-        weight = uses[0].layer.weight
+        weight, receiver = uses[0].layer.weight, self._receiver
         assert isinstance(weight, torch.Tensor)
+        assert receiver is not None, "a gradient outside a backward pass"
         gradient = self._buffer(weight)
         for sample in self._wanted:
             rows = slice(sample, sample + 1) if self._rows is not None and self._rows > 1 else slice(None)
             for turn, (layer, inputs, outputs) in enumerate(uses):
                 add_weight_gradient(layer, inputs[rows], outputs[rows], gradient, first=not turn)
-            self._receive(name, sample, gradient)
+            receiver.receive(name, sample, gradient)
+        receiver.finished(name)
 
     @staticmethod
     def _widened(use: _Use) -> _Use:
@@ -165,7 +184,3 @@ class _Tap(torch.autograd.Function):
         (inputs,) = ctx.saved_tensors
         ctx.come_back(inputs, gradient)
         return gradient, None, None, None
-
-
-def _nothing(_name: str, _sample: int, _gradient: torch.Tensor) -> None:
-    raise AssertionError("a gradient outside a backward pass")

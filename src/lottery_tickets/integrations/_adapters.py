@@ -1,4 +1,4 @@
-"""Adapters of PEFT: the weights beneath them, and what a merge does to their zeros."""
+"""What lies beneath wrappers: adapters of PEFT, whose merge fills zeros, and torch.compile."""
 
 from __future__ import annotations
 
@@ -78,6 +78,12 @@ class Beneath(NamedTuple):
     model: nn.Module
     mask: Mask
     names: dict[str, str]
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model in whose names masks are, where torch.compile has put one around it."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
 
 
 def beneath_adapters(model: nn.Module, mask: Mask) -> Beneath:

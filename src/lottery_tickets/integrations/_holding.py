@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import MaskMismatchError, StateMismatchError
-from lottery_tickets.integrations._adapters import beneath_adapters
+from lottery_tickets.integrations._adapters import beneath_adapters, uncompiled
 from lottery_tickets.integrations._ranks import as_placed, refuse_parts
 from lottery_tickets.masks import Mask, as_mask, held
 
@@ -43,7 +43,8 @@ class HoldingCallback:
     def _hold(self, model: nn.Module, *, rewind: bool) -> None:
         """Zero the pruned weights and keep them so until `close`."""
         self.close()
-        refuse_parts(model, dtensors=True)
+        model = uncompiled(model)
+        refuse_parts(model)
         if rewind and self._rewind_to is not None:
             _rewind(model, self._rewind_to)
         bare, mask, _ = beneath_adapters(model, self._mask)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from lottery_tickets.errors import TrainingError
 from lottery_tickets.masks import is_sharded
 
 T = TypeVar("T")
+
+Tensors = dict[str, torch.Tensor]
+Saved = tuple[Mapping[str, Any], Tensors, list[dict[str, Any]]]
 
 
 def is_first() -> bool:
@@ -28,15 +31,33 @@ def told_by_first(find: Callable[[], T]) -> T:
     return found
 
 
-def refuse_parts(model: nn.Module, *, dtensors: bool) -> None:
-    """Refuse a model of which each process has a part only.
+def handed_out_by_first(find: Callable[[], Saved | None]) -> Saved | None:
+    """A state that the first process finds, on all; its tensors go one after the other, as they may be large."""
+    ranks = Ranks.world()
+    with ranks.together():
+        found = find() if ranks.first else None
+        told = ranks.gather(None if found is None else (found[0], found[2], _kinds(found[1])))[0]
+        if told is None:
+            return None
+        values, lines, kinds = told
+        if found is None:
+            tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in kinds.items()}
+        else:
+            tensors = found[1]
+        for tensor in tensors.values():
+            ranks.hand_out(tensor)
+    return values, tensors, lines
 
-    Args:
-        model: As it is trained.
-        dtensors: Whether parameters that are DTensors (FSDP2, tensor parallelism) are welcome.
+
+def _kinds(tensors: Tensors) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def refuse_parts(model: nn.Module) -> None:
+    """Refuse a model of which each process has a part that does not say which weights it is of.
 
     Raises:
-        TrainingError: It is in parts.
+        TrainingError: FSDP1 or DeepSpeed has made it.
     """
     for name, parameter in model.named_parameters():
         # FSDP1's flat parameters, and DeepSpeed's partitions.
@@ -44,12 +65,6 @@ def refuse_parts(model: nn.Module, *, dtensors: bool) -> None:
             raise TrainingError(
                 f"{type(model).__name__}: {name} is a part that FSDP1 or DeepSpeed has made of other weights, of "
                 "which masks know nothing. Train with DDP or FSDP2, or on one process."
-            )
-        if is_sharded(parameter) and not dtensors:
-            raise TrainingError(
-                f"{type(model).__name__} is sharded over processes ({name}), and early birds are looked for in "
-                "whole weights. Train with DDP or on one process; create_magnitude_mask draws single masks of "
-                "sharded models."
             )
 
 

@@ -8,33 +8,39 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from lottery_tickets._early_bird._results import EarlyBirdResults, EarlyBirdTraining
 from lottery_tickets._early_bird._settings import checked_settings
 from lottery_tickets._early_bird._subject import Weights
 from lottery_tickets._early_bird._watch import Watch
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.detection import Criterion
-from lottery_tickets.errors import DetectionError, SparsityError
-from lottery_tickets.integrations._ranks import is_first, refuse_parts, told_by_first
+from lottery_tickets.errors import DetectionError, SparsityError, TrainingError
+from lottery_tickets.integrations._adapters import uncompiled
+from lottery_tickets.integrations._ranks import (
+    Saved,
+    Tensors,
+    handed_out_by_first,
+    is_first,
+    refuse_parts,
+    told_by_first,
+)
 from lottery_tickets.masks import Mask, Patterns
 from lottery_tickets.runs import Json, decoded, encoded
-from lottery_tickets.training import peak_bytes
+from lottery_tickets.training import lies_in_parts, peak_bytes
 
 _log = logging.getLogger(__name__)
 
 TICKET = "ticket.safetensors"
 _PREFIX = "early_bird/"
 
-Tensors = dict[str, torch.Tensor]
-Saved = tuple[Mapping[str, Any], Tensors, list[dict[str, Any]]]
-
 
 class WatchingCallback:
     """Base of the early-bird callbacks: when to look, what was seen, and the state that comes back.
 
-    The first process looks and tells the others; `ticket` and `results` are its alone.
+    Of a model that every process has whole the first looks and tells the others; `ticket` and `results` are its
+    alone. At a model in parts all look together, each at its own, and see the same.
     """
 
     def __init__(
@@ -70,7 +76,7 @@ class WatchingCallback:
             )
         self._stop = stop
         self._watch: Watch | None = None
-        self._settled = False
+        self._in_parts = self._settled = False
         self._clock = time.perf_counter()
         self._last_step = -1
 
@@ -105,9 +111,19 @@ class WatchingCallback:
 
     def _begin(self, model: nn.Module) -> None:
         """Watch this model from now on, with nothing seen yet."""
-        refuse_parts(model, dtensors=False)
+        model = uncompiled(model)
+        refuse_parts(model)
+        self._in_parts = lies_in_parts(model)
+        if self._in_parts and self._settings.criterion == "rank_correlation":
+            raise TrainingError(
+                f"criterion='rank_correlation' ranks whole tensors, and {type(model).__name__} is sharded over "
+                "processes. Use 'window' or 'queue', or train with DDP."
+            )
         self._settled, self._last_step, self._clock = False, -1, time.perf_counter()
-        self._watch = Watch(Weights(model, self._settings), self._settings, None) if is_first() else None
+        self._watch = None
+        if self._in_parts or is_first():
+            ranks = Ranks.world() if self._in_parts else Ranks()
+            self._watch = Watch(Weights(model, self._settings), self._settings, None, ranks)
 
     def _due(self, *, epoch: int | None, step: int) -> bool:
         """Whether to look now; `epoch` is the number of epochs that have just been completed, None inside one."""
@@ -121,7 +137,7 @@ class WatchingCallback:
         return epoch is not None and epoch % self._settings.check_interval == 0
 
     def _check(self, model: nn.Module, *, epoch: int, step: int) -> dict[str, float]:
-        """Look, and return the figures to log; none but in the first process."""
+        """Look, and return the figures to log; none in a process that does not look."""
         figures: dict[str, float] = {}
 
         def look() -> bool:
@@ -136,7 +152,11 @@ class WatchingCallback:
             figures.update(_figures(line, settled=self._watch.settled))
             return self._watch.settled
 
-        self._settled = told_by_first(look)
+        if self._in_parts:
+            with Ranks.world().together():
+                self._settled = look()
+        else:
+            self._settled = told_by_first(look)
         self._last_step, self._clock = step, time.perf_counter()
         if self._settled and is_first():
             _log.info("step %d: %s", step, self.results["reason"])
@@ -176,8 +196,7 @@ class WatchingCallback:
     def _go_on(self, find: Callable[[], Saved | None]) -> None:
         """Take up what the first process finds of an earlier `_state` and its `_lines`, if anything."""
 
-        def load() -> tuple[bool, int]:
-            saved = find()
+        def load(saved: Saved | None) -> tuple[bool, int]:
             if saved is None:
                 return False, -1
             assert self._watch is not None
@@ -185,7 +204,10 @@ class WatchingCallback:
             self._watch.load(decoded(values["watch"], tensors), lines)
             return self._watch.settled, values["step"]
 
-        self._settled, self._last_step = told_by_first(load)
+        if self._in_parts:
+            self._settled, self._last_step = load(handed_out_by_first(find))
+        else:
+            self._settled, self._last_step = told_by_first(lambda: load(find()))
 
 
 def _figures(line: Mapping[str, Any], *, settled: bool) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.detection import Criterion
 from lottery_tickets.errors import MissingExtraError, ParameterSelectionError
 from lottery_tickets.integrations._holding import HoldingCallback
@@ -42,7 +43,8 @@ class EarlyBirdCallback(WatchingCallback, Callback):  # type: ignore[misc]
     Where it settles the ticket is saved as `ticket.safetensors` in `folder`, and training stops unless `stop` is
     False. The state is part of Lightning's checkpoints; a run that had stopped and goes on stops at once.
 
-    With several processes the first draws the masks, and has `ticket` and `results`.
+    With several processes the first draws the masks, and has `ticket` and `results`. Of a model that
+    `ModelParallelStrategy` shards each process counts its own part, and all have both.
 
     Args:
         target_sparsity: Fraction of the prunable weights to remove, in (0, 1).
@@ -64,7 +66,8 @@ class EarlyBirdCallback(WatchingCallback, Callback):  # type: ignore[misc]
         results: An `EarlyBirdResults`.
 
     Raises:
-        TrainingError: An argument out of range, or (when training begins) a model that is sharded over processes.
+        TrainingError: An argument out of range, or (when training begins) a model that FSDP1 or DeepSpeed ZeRO-3
+            shards, or a sharded one whose magnitudes `rank_correlation` should rank.
         SparsityError: A sparsity outside (0, 1).
         ParameterSelectionError: No such submodule.
 
@@ -168,10 +171,14 @@ class EarlyBirdCallback(WatchingCallback, Callback):  # type: ignore[misc]
         figures = self._check(submodule(pl_module, self._module), epoch=epoch, step=trainer.global_step)
         for logger in trainer.loggers if is_first() else ():
             logger.log_metrics(figures, step=trainer.global_step)
-        if self._settled and is_first():
-            place = Path(trainer.default_root_dir) / "early-bird" if self._place is None else Path(self._place)
-            self._save_ticket(place, {})
-        if self._settled and self._stop:
+        if not self._settled:
+            return
+        ranks = Ranks.world()
+        with ranks.together():
+            if ranks.first:
+                place = Path(trainer.default_root_dir) / "early-bird" if self._place is None else Path(self._place)
+                self._save_ticket(place, {})
+        if self._stop:
             trainer.should_stop = True
 
 

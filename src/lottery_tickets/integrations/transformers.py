@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.detection import Criterion
 from lottery_tickets.errors import MissingExtraError
 from lottery_tickets.integrations._folder import StateFolder
 from lottery_tickets.integrations._holding import HoldingCallback
-from lottery_tickets.integrations._ranks import is_first
-from lottery_tickets.integrations._watching import TICKET, Saved, WatchingCallback
+from lottery_tickets.integrations._ranks import Saved, is_first
+from lottery_tickets.integrations._watching import TICKET, WatchingCallback
 from lottery_tickets.masks import Mask, Patterns
 
 try:
@@ -46,7 +47,8 @@ class EarlyBirdCallback(WatchingCallback, TrainerCallback):  # type: ignore[misc
     False, and a checkpoint is saved if the Trainer saves any. Training that goes on from a checkpoint goes on with
     the checks, wherever it was killed; a run that had stopped stops again, after one step.
 
-    Under DDP the first process draws the masks, and has `ticket` and `results`.
+    Under DDP the first process draws the masks, and has `ticket` and `results`. Of a model that FSDP2 or tensor
+    parallelism shards each process counts its own part, and all have both.
 
     Args:
         target_sparsity: Fraction of the prunable weights to remove, in (0, 1).
@@ -67,7 +69,8 @@ class EarlyBirdCallback(WatchingCallback, TrainerCallback):  # type: ignore[misc
         results: An `EarlyBirdResults`.
 
     Raises:
-        TrainingError: An argument out of range, or (when training begins) a model that is sharded over processes.
+        TrainingError: An argument out of range, or (when training begins) a model that FSDP1 or DeepSpeed ZeRO-3
+            shards, or a sharded one whose magnitudes `rank_correlation` should rank.
         SparsityError: A sparsity outside (0, 1).
 
     Example:
@@ -186,10 +189,13 @@ class EarlyBirdCallback(WatchingCallback, TrainerCallback):  # type: ignore[misc
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module
     ) -> None:
         figures = self._check(model, epoch=math.ceil(state.epoch or 0), step=state.global_step)
-        if is_first():
-            self._folder.write(state.global_step, self._lines()[-1], *self._state())
-            if self._settled:
-                self._save_ticket(self._folder.path, _origin(model))
+        ranks = Ranks.world()
+        with ranks.together():
+            if ranks.first:
+                self._folder.write(state.global_step, self._lines()[-1], *self._state())
+                if self._settled:
+                    self._save_ticket(self._folder.path, _origin(model))
+        if ranks.first:
             self._tell(figures, state, control)
         if self._settled:
             control.should_save = control.should_save or args.save_strategy != SaveStrategy.NO

@@ -1,5 +1,6 @@
 """What a ticket is: the mask, its file, the parameters it speaks of, and a model that computes with it."""
 
+from lottery_tickets._dtensors import is_sharded, local_of
 from lottery_tickets.masks._applied import applied, apply_mask, masked_copy, remove_mask
 from lottery_tickets.masks._bits import (
     PackedBits,
@@ -25,7 +26,16 @@ from lottery_tickets.masks._parameters import (
     prunable_parameters,
 )
 from lottery_tickets.masks._sharded import ShardedMask
-from lottery_tickets.masks._shards import Division, Shard, is_sharded, local_of, reshard, runs_of
+from lottery_tickets.masks._shards import (
+    Division,
+    Shard,
+    reshard,
+    runs_of,
+    shard_of,
+    spread_as,
+    together,
+    unsharded_class,
+)
 from lottery_tickets.masks._units import (
     Kept,
     Kind,
@@ -74,8 +84,12 @@ __all__ = [
     "remove_mask",
     "reshard",
     "runs_of",
+    "shard_of",
+    "spread_as",
+    "together",
     "units_metadata",
     "unpack",
     "unpack_range",
+    "unsharded_class",
     "zero_held",
 ]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lottery_tickets._dtensors import is_sharded, local_of
 from lottery_tickets.errors import MaskAppliedError, MaskMismatchError
 from lottery_tickets.masks import _bits
 from lottery_tickets.masks._bits import PackedBits
@@ -24,7 +25,7 @@ from lottery_tickets.masks._buffers import Buffers
 from lottery_tickets.masks._mask import Mask
 from lottery_tickets.masks._parameters import Place, places_of
 from lottery_tickets.masks._sharded import ticket_of
-from lottery_tickets.masks._shards import is_sharded, local_of, reshard
+from lottery_tickets.masks._shards import reshard
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MARK = "_lottery_tickets_masked"

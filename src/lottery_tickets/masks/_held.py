@@ -18,13 +18,13 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from lottery_tickets._dtensors import is_sharded, local_of
 from lottery_tickets.errors import MaskAppliedError
 from lottery_tickets.masks._applied import check_gradient, refuse_nesting, zero_pruned
 from lottery_tickets.masks._bits import unpack_there
 from lottery_tickets.masks._mask import Mask, as_mask
 from lottery_tickets.masks._parameters import places_of
 from lottery_tickets.masks._sharded import ShardedMask, ticket_of
-from lottery_tickets.masks._shards import is_sharded, local_of
 
 # Where gradient, weight and state are zero they stay so under these, whatever stands elsewhere in the tensor.
 _KEEPERS = (
@@ -275,11 +275,13 @@ def _states(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> _State
     """What the optimizer keeps for each element of a parameter: the tensor, and the parameter's part of it."""
     if isinstance(optimizer, torch.optim.LBFGS):
         return list(_flat_states(optimizer, parameter))
-    shape = parameter.shape
+    shape = local_of(parameter).shape
     return [
         (value, value)
         for key, value in optimizer.state.get(parameter, {}).items()
-        if key not in _COUNTERS and (type(value) is torch.Tensor or is_sharded(value)) and value.shape == shape
+        if key not in _COUNTERS
+        and (type(value) is torch.Tensor or is_sharded(value))
+        and local_of(value).shape == shape
     ]
 
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
+from lottery_tickets._dtensors import local_of
 from lottery_tickets.errors import MaskMismatchError, ParameterSelectionError, WeightsError
-from lottery_tickets.masks._shards import local_of
 
 Pattern = str | Callable[[str, nn.Parameter], bool]
 Patterns = Pattern | Iterable[Pattern] | None

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from lottery_tickets._dtensors import is_sharded
 from lottery_tickets.errors import MaskMismatchError
 from lottery_tickets.masks._bits import PackedBits
 from lottery_tickets.masks._mask import Mask, as_mask, digest_of, sparsity_of
 from lottery_tickets.masks._parameters import parameters_of
-from lottery_tickets.masks._shards import Division, Shard, assembled, is_sharded, reshard, shard_of
+from lottery_tickets.masks._shards import Division, Shard, assembled, reshard, shard_of
 
 
 class ShardedMask(Mapping[str, torch.Tensor]):
@@ -201,6 +202,17 @@ class ShardedMask(Mapping[str, torch.Tensor]):
             packed = {name: assembled(self.shapes[name], ranks.gather(self._part(name))) for name in self.names}
         return Mask.from_packed(packed, self._division.shapes)
 
+    def collected(self) -> Mask | None:
+        """The whole mask on rank 0, None on the others; all ranks make this call.
+
+        Raises:
+            DistributedError: Another rank failed.
+        """
+        ranks = self._division.ranks
+        with ranks.together():
+            packed = {name: bits for name, bits in self._collected(self.names) if bits is not None}
+        return Mask.from_packed(packed, self._division.shapes) if ranks.first else None
+
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write the whole mask as `Mask.save` does: rank 0 gathers and writes it; all ranks make this call.
 
@@ -208,11 +220,10 @@ class ShardedMask(Mapping[str, torch.Tensor]):
             MaskFileError: A metadata key that the format uses itself, or a value that is not text.
             DistributedError: Another rank failed.
         """
-        ranks = self._division.ranks
-        with ranks.together():
-            packed = {name: bits for name, bits in self._collected(self.names) if bits is not None}
-            if ranks.first:
-                Mask.from_packed(packed, self._division.shapes).save(path, metadata)
+        with self._division.ranks.together():
+            whole = self.collected()
+            if whole is not None:
+                whole.save(path, metadata)
 
     def _collected(self, names: Any) -> Iterator[tuple[str, PackedBits]]:
         """Tensor by tensor the whole bits, on rank 0; the others give theirs and get None."""

@@ -11,9 +11,10 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import product, zip_longest
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from lottery_tickets._dtensors import is_sharded, local_of
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import DistributedError, WeightsError
 from lottery_tickets.masks._bits import PackedBits, packed_size
@@ -89,6 +91,28 @@ class Shard:
                     block = block.take(held, axis=dim)
             _store(part, first * length, block)
         return part
+
+    def pairs(self, whole: torch.Tensor, part: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The same weights in the whole tensor and in the part: views of both, a pair for each run of indices."""
+        for runs in product(*(_placed(held) for held in self.indices)):
+            there, here = whole, part
+            for dim, (start, stop, place) in enumerate(runs):
+                there = there.narrow(dim, start, stop - start)
+                here = here.narrow(dim, place, stop - start)
+            yield there, here
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The part of a whole tensor, or of one that broadcasts to it; a view where its indices are one run."""
+        for dim, held in enumerate(self.indices):
+            if len(held) == self.shape[dim] or tensor.shape[dim] != self.shape[dim]:
+                continue
+            runs = runs_of(held)
+            if len(runs) <= 1:
+                start, stop = runs[0] if runs else (0, 0)
+                tensor = tensor.narrow(dim, start, stop - start)
+            else:
+                tensor = tensor.index_select(dim, torch.from_numpy(held).to(tensor.device))
+        return tensor
 
     def _of_a_matrix(self) -> tuple[Indices, ...]:
         """The indices; a number counts as a row of one."""
@@ -172,20 +196,27 @@ def assembled(shape: torch.Size, parts: Iterable[tuple[Shard, PackedBits]]) -> P
 # --- DTensors ---
 
 
-def is_sharded(tensor: object) -> bool:
-    """Whether this is a DTensor."""
-    # Where nobody has imported DTensors there are none, and importing them takes a second.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+def spread_as(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Numbers of this rank's part of a parameter, as a DTensor that lies as it does if it is one."""
+    if not is_sharded(parameter):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    whole: Any = parameter
+    made = DTensor.from_local(
+        *(part, whole.device_mesh, whole.placements),
+        run_check=False,
+        shape=whole.shape,
+        stride=torch.empty(whole.shape, device="meta").stride(),
+    )
+    # Numbers that lie elsewhere than the mesh's devices have been carried there.
+    return made if made.device == part.device else made.to(part.device)
 
 
-def local_of(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a tensor: the same memory, without its gradient; of a plain one all."""
-    if not is_sharded(tensor):
-        return tensor
-    with torch.no_grad():
-        local: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return local
+def together(tensors: Iterable[object]) -> AbstractContextManager[None]:
+    """A block in which an error on one rank is one on all, if some of these lie in parts on ranks."""
+    sharded: Any = next((tensor for tensor in tensors if is_sharded(tensor)), None)
+    return nullcontext() if sharded is None else Ranks.world(sharded.device.type).together()
 
 
 def shard_of(name: str, tensor: torch.Tensor) -> Shard:
@@ -261,6 +292,16 @@ def reshard(model: nn.Module) -> None:
             one.reshard()
 
 
+def unsharded_class(model: nn.Module) -> type:
+    """The model's class, where `fully_shard` has put one of its own before it that one."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    classes = type(model).__mro__
+    if module is None or module.FSDPModule not in classes:
+        return type(model)
+    found: type = classes[classes.index(module.FSDPModule) + 1]
+    return found
+
+
 def _shards(placement: Any, dim: int) -> bool:
     """Whether a placement spreads this dimension; a strided one is no subclass of the plain one everywhere."""
     return getattr(placement, "dim", None) == dim and not placement.is_replicate()
@@ -320,6 +361,12 @@ def runs_of(indices: Indices) -> list[tuple[int, int]]:
     starts = indices[np.append(0, ends + 1)]
     stops = indices[np.append(ends, len(indices) - 1)] + 1
     return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def _placed(held: Indices) -> list[tuple[int, int, int]]:
+    """Runs of a part's indices, and the place in the part at which each begins."""
+    runs = runs_of(held)
+    return [(start, stop, int(np.searchsorted(held, start))) for start, stop in runs]
 
 
 def _unpacked(packed: PackedBits, start: int, stop: int) -> npt.NDArray[np.bool_]:

@@ -108,6 +108,8 @@ def gradient_score_bytes(shapes: Shapes, options: Options, *, weighed: bool = Fa
     """Gradients of single samples, one tensor's at a time, and sums over them in float32."""
     found = _model(shapes)
     found.add("gradients", _SINGLE * shapes.most)
+    if shapes.held is not None:  # what a pass gives is added up whole before each rank takes its part
+        found.add("gradients", _SINGLE * shapes.most)
     loaded = found.total
     _add_backward(found, shapes, options, tapped=True)
     at_the_loss = found.total - loaded

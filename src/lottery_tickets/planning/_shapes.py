@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from lottery_tickets.masks import Patterns, chosen_parameters, packed_size
+from lottery_tickets.masks import Patterns, chosen_parameters, is_sharded, local_of, packed_size
 from lottery_tickets.planning._trace import Trace
 from lottery_tickets.training import DecoderSizes, decoder_sizes
 
@@ -28,6 +28,7 @@ class Shapes:
         largest: Bytes of the largest prunable tensor.
         decoder: Of an architecture whose activations are known; else None.
         trace: Of another architecture: what tells them.
+        held: Prunable weights that this rank holds of a model in parts; None for all.
     """
 
     model: nn.Module | None
@@ -38,6 +39,7 @@ class Shapes:
     largest: int
     decoder: DecoderSizes | None
     trace: Trace | None = None
+    held: int | None = None
 
     @classmethod
     def of_model(
@@ -94,12 +96,15 @@ class Shapes:
             prunable={name: one.numel() for name, one in chosen.items()},
             largest=max((one.numel() * one.element_size() for one in chosen.values()), default=0),
             decoder=decoder,
+            held=sum(local_of(one).numel() for one in chosen.values())
+            if any(map(is_sharded, chosen.values()))
+            else None,
         )
 
     @property
     def count(self) -> int:
-        """Prunable weights."""
-        return sum(self.prunable.values())
+        """Prunable weights on this rank."""
+        return sum(self.prunable.values()) if self.held is None else self.held
 
     @property
     def most(self) -> int:

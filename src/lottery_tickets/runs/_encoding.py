@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lottery_tickets._dtensors import is_sharded
 from lottery_tickets.errors import RunFolderError
 
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
@@ -38,7 +39,7 @@ def encoded(value: Any, tensors: dict[str, torch.Tensor], name: str = "") -> Jso
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.Tensor):
-        if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        if type(value) not in (torch.Tensor, torch.nn.Parameter) and not is_sharded(value):
             raise RunFolderError(
                 f"{name} is a {type(value).__name__}, which no safetensors file can hold. Run without run_dir, or "
                 "with another optimizer."

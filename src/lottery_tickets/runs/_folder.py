@@ -21,19 +21,19 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from lottery_tickets._atomic import creating_folder, replacing
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import RunFolderError
 from lottery_tickets.runs._encoding import Json
+from lottery_tickets.runs._files import Written, write_tensors
 from lottery_tickets.runs._lock import locked
 
 _log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ class RunFolder:
         state: The newest whole state, None in a run that has saved none.
         lines: The measurements up to it, and those recorded since.
         writes: Whether this process writes in it; the others make the same calls, which wait until it is done.
+        ranks: The processes that work on the run.
     """
 
     def __init__(self, path: Path, state: State | None, lines: list[dict[str, Any]], ranks: Ranks) -> None:
@@ -91,7 +92,7 @@ class RunFolder:
         self.state = state
         self.lines = lines
         self.writes = ranks.first
-        self._ranks = ranks
+        self.ranks = ranks
 
     @classmethod
     @contextmanager
@@ -163,15 +164,17 @@ class RunFolder:
                 raise self._unwritten("a measurement", error) from error
         self.lines.append(json.loads(text))
 
-    def save(self, values: Mapping[str, Json], tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def save(self, values: Mapping[str, Json], tensors: Mapping[str, Mapping[str, Written]]) -> None:
         """Write a whole state and remove the one before it.
 
         Args:
             values: As JSON.
-            tensors: File name, without its ending, to named tensors; those on the CPU are not copied.
+            tensors: File name, without its ending, to named tensors, which pass through memory one at a time if
+                they are not there already; the same names on all processes.
 
         Raises:
             RunFolderError: It could not be written, for want of room for instance; the state before it is whole.
+            DistributedError: Another process failed or has gone.
         """
         before = self.state
         name = f"{_STATES}{0 if before is None else before.number + 1:08d}"
@@ -179,9 +182,7 @@ class RunFolder:
         if before is not None and self.writes:
             shutil.rmtree(before.folder)
 
-    def keep(
-        self, name: str, values: Mapping[str, Json], tensors: Mapping[str, Mapping[str, torch.Tensor]]
-    ) -> State:
+    def keep(self, name: str, values: Mapping[str, Json], tensors: Mapping[str, Mapping[str, Written]]) -> State:
         """Write what is to stay to the end of the run; as `save`, but beside the states, under a name.
 
         Written again it takes the place of what an earlier process, killed before its next state, had kept.
@@ -203,18 +204,20 @@ class RunFolder:
         name: str,
         what: str,
         values: Mapping[str, Json],
-        tensors: Mapping[str, Mapping[str, torch.Tensor]],
+        tensors: Mapping[str, Mapping[str, Written]],
     ) -> State:
         folder, content = self.path / name, {"lines": len(self.lines), "values": values}
-        if self.writes:
-            try:
-                with creating_folder(folder) as temporary:
-                    for group, named in tensors.items():
-                        save_file(_apart(named), temporary / f"{group}.safetensors")
+        creating: AbstractContextManager[Path | None]
+        try:
+            creating = creating_folder(folder) if self.writes else nullcontext()
+            with creating as temporary:
+                for group, named in tensors.items():
+                    write_tensors(named, temporary and temporary / f"{group}.safetensors")
+                if temporary is not None:
                     (temporary / _STATE).write_text(json.dumps(content), encoding="utf-8")
-            except (OSError, SafetensorError) as error:
-                raise self._unwritten(what, error) from error
-        self._ranks.gather(None)  # to wait for
+        except OSError as error:
+            raise self._unwritten(what, error) from error
+        self.ranks.gather(None)  # to wait for
         return State(folder, json.loads(json.dumps(values)), len(self.lines))
 
     def _unwritten(self, what: str, error: Exception) -> RunFolderError:
@@ -260,18 +263,6 @@ def _seen(folder: Path, newest: str) -> tuple[State, list[dict[str, Any]]]:
     state = _state_in(folder / newest)
     kept = (folder / _METRICS).read_bytes().splitlines()[: state.lines] if state.lines else []
     return state, [json.loads(line) for line in kept]
-
-
-def _apart(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous tensors that share no memory, as the file format asks for; copied where they do."""
-    memories: set[int] = set()
-    found = {}
-    for name, tensor in named.items():
-        own = tensor.detach().contiguous()
-        memory = own.untyped_storage().data_ptr()
-        found[name] = own.clone() if memory in memories else own
-        memories.add(memory)
-    return found
 
 
 def _remove_remains(folder: Path) -> None:

@@ -28,7 +28,7 @@ from lottery_tickets.sparsity._lamp import lamp_removals
 from lottery_tickets.sparsity._layouts import Layout, layouts_of
 from lottery_tickets.sparsity._outliers import outlier_shares
 from lottery_tickets.sparsity._quantile import compute_histogram_quantile
-from lottery_tickets.sparsity._ranked import Ranked
+from lottery_tickets.sparsity._ranked import Parts, Ranked, parts_of
 from lottery_tickets.sparsity._selection import Line, NanPolicy, Selection
 from lottery_tickets.sparsity._sorting import Sorting
 
@@ -41,6 +41,7 @@ __all__ = [
     "MakeSelector",
     "NanPolicy",
     "Pages",
+    "Parts",
     "PatternRemainder",
     "Ranked",
     "Reduce",
@@ -66,6 +67,7 @@ __all__ = [
     "one_or_many",
     "outlier_removals",
     "outlier_shares",
+    "parts_of",
     "rank_among",
     "rankable",
     "removals_by_weight",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal, get_args
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lottery_tickets.errors import LayerCollapseWarning, SparsityError, WeightsError
-from lottery_tickets.masks import Mask, PackedBits
+from lottery_tickets.masks import Division, Mask, PackedBits
 from lottery_tickets.sparsity._allocation import (
     bits_above_floor,
     check_sparsity,
@@ -143,12 +143,16 @@ def _drawn(
     return bits, single
 
 
-def extremes(tensors: Mapping[str, torch.Tensor], *, pages: Pages | None = None) -> dict[str, tuple[float, float]]:
+def extremes(
+    tensors: Mapping[str, torch.Tensor], *, pages: Pages | None = None, division: Division | None = None
+) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each tensor that has any, in one pass that copies nothing.
 
     Args:
         tensors: Name to weights or scores.
         pages: What is told where weights will be read, if they lie in files.
+        division: How tensors of which these are parts are spread over ranks, all of which then make this call;
+            the values are those of whole tensors.
 
     Raises:
         WeightsError: NaN, named with its tensors and counts.
@@ -160,8 +164,24 @@ def extremes(tensors: Mapping[str, torch.Tensor], *, pages: Pages | None = None)
             with reading(turn):
                 low, high = torch.aminmax(tensor)
             found[name] = (float(low), float(high))
-    holding = [name for name, (low, _) in found.items() if math.isnan(low)]
-    refuse_nan({name: _count_nan(tensors[name]) for name in holding})
+    if division is not None:
+        found = _widest(division.ranks.gather(found), tensors)
+    holding = {name: tensors[name] for name, (low, _) in found.items() if math.isnan(low)}
+    if holding:
+        refuse_nan(_counts_of_nan(holding, division))
+    return found
+
+
+def _widest(
+    theirs: Sequence[Mapping[str, tuple[float, float]]], names: Iterable[str]
+) -> dict[str, tuple[float, float]]:
+    """Extremes over ranks, some of which have none of a tensor; NaN where one has NaN."""
+    found = {}
+    for name in names:
+        ends = [one[name] for one in theirs if name in one]
+        if ends:
+            lows, highs = np.array(ends).T
+            found[name] = (float(lows.min()), float(highs.max()))
     return found
 
 
@@ -230,8 +250,13 @@ def _allocate(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[d
     if allocation in ("lamp", "owl"):
         _check_summable(ranked, allocation)
         if allocation == "lamp":
-            return lamp_removals(ranked.tensors, removals, pages=ranked.pages, progress=ranked.progress)
-        shares = outlier_shares(ranked.tensors, rule.owl_threshold, pages=ranked.pages)
+            return lamp_removals(
+                *(ranked.tensors, removals),
+                pages=ranked.pages,
+                division=ranked.division,
+                progress=ranked.shown,
+            )
+        shares = outlier_shares(ranked.tensors, rule.owl_threshold, pages=ranked.pages, division=ranked.division)
         return [outlier_removals(numels, shares, removed, rule.owl_lambda) for removed in removals]
     return [uniform_removals(numels, removed) for removed in removals]
 
@@ -283,10 +308,15 @@ def _refuse_nan(ranked: Ranked) -> None:
     if ranked.division is None:
         extremes(ranked.tensors, pages=ranked.pages)
         return
-    division = ranked.division
-    counts = [_count_nan(tensor) if name in division.counted else 0 for name, tensor in ranked.tensors.items()]
-    found = division.ranks.sum(np.array(counts, np.int64)).tolist()
-    refuse_nan(dict(zip(ranked.tensors, found, strict=True)))
+    refuse_nan(_counts_of_nan(ranked.tensors, ranked.division))
+
+
+def _counts_of_nan(tensors: Mapping[str, torch.Tensor], division: Division | None) -> dict[str, int]:
+    """How many each whole tensor holds."""
+    if division is None:
+        return {name: _count_nan(tensor) for name, tensor in tensors.items()}
+    counts = [_count_nan(tensor) if name in division.counted else 0 for name, tensor in tensors.items()]
+    return dict(zip(tensors, division.ranks.sum(np.array(counts, np.int64)).tolist(), strict=True))
 
 
 def _count_nan(tensor: torch.Tensor) -> int:
@@ -298,12 +328,6 @@ def _count_nan(tensor: torch.Tensor) -> int:
 
 def _check_summable(ranked: Ranked, allocation: str) -> None:
     """LAMP and OWL sum over a tensor, so they need numbers that have a sum, and that rank as they are."""
-    if ranked.division is not None:
-        raise SparsityError(
-            f"allocation={allocation!r} adds up the weights of whole tensors in their order, and these lie on "
-            "several ranks. Draw the mask from the checkpoint's folder, which takes little memory, and each rank "
-            "takes its part of it; or choose another allocation."
-        )
     if ranked.nan == "prune":
         raise SparsityError(
             f"allocation={allocation!r} and nan='prune' contradict each other: a sum with NaN in it is none. "
@@ -311,7 +335,7 @@ def _check_summable(ranked: Ranked, allocation: str) -> None:
         )
     infinite = [
         name
-        for name, (low, high) in extremes(ranked.tensors, pages=ranked.pages).items()
+        for name, (low, high) in extremes(ranked.tensors, pages=ranked.pages, division=ranked.division).items()
         if math.isinf(max(-low, high))
     ]
     if infinite:

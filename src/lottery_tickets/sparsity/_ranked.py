@@ -6,17 +6,35 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import TypedDict, cast
 
 import torch
 
 from lottery_tickets.errors import SparsityError
-from lottery_tickets.masks import Division, Mask, PackedBits, ShardedMask
+from lottery_tickets.masks import Division, Mask, PackedBits, ShardedMask, local_of
 from lottery_tickets.sparsity._allocation import Selector
 from lottery_tickets.sparsity._blocks import Pages, Rescore, Weights
 from lottery_tickets.sparsity._layouts import Layout
 from lottery_tickets.sparsity._selection import NanPolicy, Selection
 from lottery_tickets.sparsity._sorting import Sorting
+
+
+class Parts(TypedDict):
+    """Weights as this rank holds them, and how they are spread; None if they are whole."""
+
+    tensors: Mapping[str, torch.Tensor]
+    division: Division | None
+
+
+def parts_of(tensors: Mapping[str, torch.Tensor]) -> Parts:
+    """What this rank holds of tensors; plain ones as they are. All ranks make this call where some lie in parts.
+
+    Raises:
+        WeightsError: Placements of a kind that is not known.
+        DistributedError: The ranks speak of different tensors.
+    """
+    division = Division.of(tensors)
+    return Parts(tensors={name: local_of(tensor) for name, tensor in tensors.items()}, division=division)
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,11 @@ class Ranked:
         """Name to the number of weights of the whole tensor."""
         return {name: shape.numel() for name, shape in self.shapes.items()}
 
+    @property
+    def shown(self) -> str | None:
+        """Name of a progress bar here: one bar is that of all ranks."""
+        return self.progress if self.division is None or self.division.ranks.first else None
+
     def selector(self, names: Iterable[str]) -> Selector:
         """What draws lines through some of the tensors.
 
@@ -65,9 +88,7 @@ class Ranked:
         """
         tensors = {name: self.tensors[name] for name in names}
         if self.use_histogram:
-            first = self.division is None or self.division.ranks.first
-            shown = self.progress if first else None  # one bar for all ranks
-            make = partial(Selection, division=self.division, pages=self.pages, progress=shown)
+            make = partial(Selection, division=self.division, pages=self.pages, progress=self.shown)
             return make(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
         if self.division is not None:
             raise SparsityError(

@@ -7,7 +7,7 @@ from lottery_tickets.training._configuration import configuration, described
 from lottery_tickets.training._course import Course, Evaluation, Judge, Point, early_stopping
 from lottery_tickets.training._fused_sgd import FusedSGD
 from lottery_tickets.training._graph import uses_of
-from lottery_tickets.training._joined import joined, lies_in_parts
+from lottery_tickets.training._joined import joined, let_go, lies_in_parts
 from lottery_tickets.training._memory import (
     DecoderSizes,
     TrainingBytes,
@@ -17,6 +17,7 @@ from lottery_tickets.training._memory import (
 )
 from lottery_tickets.training._optimizers import InBackward, MakeOptimizer, Stepper, make_optimizer
 from lottery_tickets.training._order import DataOrder
+from lottery_tickets.training._parts import part_of, to_be_written
 from lottery_tickets.training._passes import Clip
 from lottery_tickets.training._peaks import devices_of, peak_bytes
 from lottery_tickets.training._recipe import LEARNING_RATES, OptimizerFunction, Recipe, TrainerFunction, length_of
@@ -64,13 +65,16 @@ __all__ = [
     "early_stopping",
     "joined",
     "length_of",
+    "let_go",
     "lies_in_parts",
     "log_training_bytes",
     "make_optimizer",
+    "part_of",
     "peak_bytes",
     "restore_tensors",
     "structure_digest",
     "tensors_of",
+    "to_be_written",
     "training",
     "training_bytes",
     "uses_of",

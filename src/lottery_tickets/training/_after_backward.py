@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lottery_tickets._ranks import Ranks
-from lottery_tickets.masks import is_sharded, local_of
+from lottery_tickets.masks import is_sharded, local_of, spread_as
+from lottery_tickets.training._parts import own_states, whole_states
 from lottery_tickets.training._passes import check_loss
 from lottery_tickets.training._turns import Turns
 from lottery_tickets.training._weights import all_finite, is_finite, norm_of
@@ -109,9 +110,27 @@ class AfterBackward:
             one.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
-        return self.optimizer.state_dict()
+        """The optimizer's.
+
+        Raises:
+            TrainingError: State of a parameter in parts that is neither a number nor of the parameter's shape.
+        """
+        inner = self.optimizer.state_dict()
+        return {**inner, "state": whole_states(inner["state"], self._by_position())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.optimizer.load_state_dict(state_dict)
+        """Go on from a state that `state_dict` gave, which is copied."""
+        named = self._by_position()
+        states = own_states(state_dict["state"], named)
+        for index, state in states.items():
+            parameter = named[index][1]
+            if is_sharded(parameter):
+                places = {key: one for key, one in state.items() if isinstance(one, torch.Tensor) and one.dim()}
+                state.update({key: spread_as(parameter, one) for key, one in places.items()})
+        self.optimizer.load_state_dict({**state_dict, "state": states})
+
+    def _by_position(self) -> list[tuple[str, nn.Parameter]]:
+        """Name and parameter as the optimizer's state numbers them."""
+        names = {id(one): name for name, one in self._named}
+        parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
+        return [(names.get(id(one), f"parameter {index}"), one) for index, one in enumerate(parameters)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from lottery_tickets.masks import unsharded_class
 from lottery_tickets.training._order import DataOrder
 from lottery_tickets.training._snapshots import structure_digest
 
@@ -26,7 +27,7 @@ def configuration(function: str, model: nn.Module, order: DataOrder, *parts: Dat
         parts: Dataclasses of settings.
     """
     structure = {
-        "class": type(model).__name__,
+        "class": unsharded_class(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "structure": structure_digest(model),
     }

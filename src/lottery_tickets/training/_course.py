@@ -12,7 +12,9 @@ from torch import nn
 from lottery_tickets._batches import BatchLoss, LossFunction, batches_of, measure_mean
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import EvaluationError
+from lottery_tickets.masks import reshard
 from lottery_tickets.runs import RandomState, private_random_state
+from lottery_tickets.training._joined import lies_in_parts
 from lottery_tickets.training._order import DataOrder
 from lottery_tickets.training._trainer import Progress, Trainer
 
@@ -91,8 +93,11 @@ class Judge:
         )
 
     def _measured(self, model: nn.Module, data: Iterable[Any], what: str) -> BatchLoss:
+        reshard(model)  # which the last pass may have left whole
         try:
-            return measure_mean(model, data, loss_fn=self._loss_fn, ranks=self._ranks)
+            return measure_mean(
+                model, data, loss_fn=self._loss_fn, ranks=self._ranks, in_step=lies_in_parts(model)
+            )
         except EvaluationError as error:
             raise EvaluationError(
                 f"The {what} data: {error} One that can be iterated only once is spent after the first time: give "

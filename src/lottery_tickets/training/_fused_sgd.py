@@ -12,6 +12,7 @@ from torch import nn
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.masks import is_sharded, local_of
+from lottery_tickets.training._parts import first_place, own_states, whole_states
 from lottery_tickets.training._passes import Clip, Passes
 from lottery_tickets.training._rounding import key_of
 from lottery_tickets.training._weights import Precision, blocks, check_precision, is_half, widened, write
@@ -96,10 +97,11 @@ class FusedSGD(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._precision: Precision = precision
         self._seed, self._steps = seed, 0
-        named = named_parameters_of(self.param_groups)
-        check_parameters(named)
+        self._named = named_parameters_of(self.param_groups)
+        check_parameters(self._named)
         self._places = [(group, one) for group in self.param_groups for one in group["params"]]
-        self._passes = Passes(named, self._update, max_grad_norm=max_grad_norm, clip=clip, ranks=ranks)
+        self._starts = [first_place(name, one) for name, one in self._named]
+        self._passes = Passes(self._named, self._update, max_grad_norm=max_grad_norm, clip=clip, ranks=ranks)
 
     @property
     def optimizer(self) -> FusedSGD:
@@ -171,6 +173,8 @@ class FusedSGD(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on beside the weights: buffers, options, steps made, and the seed.
 
+        Of parameters in parts (DTensors) the buffers are DTensors too.
+
         Raises:
             TrainingError: Gradients are accumulated and not yet used.
         """
@@ -178,11 +182,13 @@ class FusedSGD(torch.optim.Optimizer):
             raise TrainingError(
                 "State is saved between steps, but gradients are accumulated: call backward or step."
             )
-        return {**super().state_dict(), "steps": self._steps, "seed": self._seed}
+        inner = super().state_dict()
+        states = whole_states(inner["state"], self._named)
+        return {**inner, "state": states, "steps": self._steps, "seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state that `state_dict` gave."""
-        super().load_state_dict(state_dict)
+        """Go on from a state that `state_dict` gave, which is copied."""
+        super().load_state_dict({**state_dict, "state": own_states(state_dict["state"], self._named)})
         self._steps, self._seed = state_dict["steps"], state_dict["seed"]
         # Groups are new objects now.
         self._places = [(group, one) for group in self.param_groups for one in group["params"]]
@@ -245,6 +251,7 @@ class FusedSGD(torch.optim.Optimizer):
         keys = [key_of(self._seed, self._steps, index, stream) for stream in (_WEIGHTS, _MOMENTUM)]
         for block in blocks(weights, gradient, velocity, lost):
             own, change, speed, rest = block.parts
+            start = self._starts[index] + block.start
             kept = rest if self._precision == "compensated" else None
             wide, change = widened(own, kept), widened(change, None)
             if coefficient is not None:
@@ -253,9 +260,9 @@ class FusedSGD(torch.optim.Optimizer):
                 change.add_(wide, alpha=decay)
             if momentum != 0:
                 change.add_(speed.float(), alpha=momentum)
-                write(change, speed, None, precision=rounding, key=keys[_MOMENTUM], start=block.start)
+                write(change, speed, None, precision=rounding, key=keys[_MOMENTUM], start=start)
             wide.add_(change, alpha=-lr)
-            write(wide, own, kept, precision=self._precision, key=keys[_WEIGHTS], start=block.start)
+            write(wide, own, kept, precision=self._precision, key=keys[_WEIGHTS], start=start)
 
 
 def named_parameters_of(groups: list[dict[str, Any]]) -> list[tuple[str, nn.Parameter]]:

@@ -13,6 +13,7 @@ from lottery_tickets.errors import MissingExtraError, TrainingError
 from lottery_tickets.masks import is_sharded, local_of, zero_held
 from lottery_tickets.training._after_backward import AfterBackward, Named
 from lottery_tickets.training._fused_sgd import FusedSGD, check_parameters
+from lottery_tickets.training._parts import first_place, own_states, whole_states
 from lottery_tickets.training._passes import Clip, Passes
 from lottery_tickets.training._rounding import key_of
 from lottery_tickets.training._weights import (
@@ -181,6 +182,7 @@ class InBackward:
         names = [name for name, _ in self._named]
         self.optimizer = make(list(zip(names, self._lent, strict=True)))
         self._lost: dict[int, torch.Tensor] = {}
+        self._starts = [first_place(name, one) for name, one in self._named]
         self._precision: Precision = precision
         self._seed, self._steps = seed, 0
         size = sum(one.numel() * one.element_size() for _, one in self._named)
@@ -231,10 +233,11 @@ class InBackward:
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state, with what rounding lost, the steps made and the seed.
 
-        Tensors are plain ones: of a state in 8 bits its codes, its scales and the map between them.
+        Tensors are plain ones: of a state in 8 bits its codes, its scales and the map between them. Those of
+        parameters in parts (DTensors) are DTensors.
 
         Raises:
-            TrainingError: Gradients are accumulated and not yet used.
+            TrainingError: Gradients are accumulated and not yet used, or a state in 8 bits is one of a part.
         """
         if self._passes.holds_gradients:
             raise TrainingError(
@@ -245,22 +248,24 @@ class InBackward:
             index: {name: _plain(value) for name, value in state.items()}
             for index, state in inner["state"].items()
         }
+        lost = {index: {"lost": one} for index, one in self._lost.items()}
         return {
-            "optimizer": {**inner, "state": states},
-            "lost": dict(self._lost),
+            "optimizer": {**inner, "state": whole_states(states, self._named)},
+            "lost": {index: one["lost"] for index, one in whole_states(lost, self._named).items()},
             "steps": self._steps,
             "seed": self._seed,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from a state that `state_dict` gave, which is copied."""
         inner = state_dict["optimizer"]
         states = {
             index: {name: _packed(name, value) for name, value in state.items()}
-            for index, state in inner["state"].items()
+            for index, state in own_states(inner["state"], self._named).items()
         }
         self.optimizer.load_state_dict({**inner, "state": states})
-        self._lost = {index: lost.clone() for index, lost in state_dict["lost"].items()}
+        lost = {index: {"lost": one} for index, one in state_dict["lost"].items()}
+        self._lost = {index: one["lost"] for index, one in own_states(lost, self._named).items()}
         self._steps, self._seed = state_dict["steps"], state_dict["seed"]
 
     def _update(self, index: int, gradient: torch.Tensor, coefficient: float | None) -> None:
@@ -278,25 +283,35 @@ class InBackward:
         if is_half(weights):
             self._take_back(index, weights, lent.data)
             lent.data = _nothing(weights)
-            # The lent tensor is not the one that a ticket in training is held in.
-            state = {**self.optimizer.state[lent], "lost": self._lost.get(index)}
-            zero_held(
-                self._named[index][1],
-                *(one for key, one in state.items() if key != "step" and type(one) is torch.Tensor),
-            )
+        self._hold(index)
 
     def _step_together(self) -> None:
+        stepped = [index for index, one in enumerate(self._lent) if one.grad is not None]
         try:
             self.optimizer.step()
         finally:
             for one in self._lent:
                 one.grad = None
+        for index in stepped:
+            self._hold(index)
+
+    def _hold(self, index: int) -> None:
+        """Zero what a ticket in training has pruned, if it cannot see that another tensor was stepped for it."""
+        lent, parameter = self._lent[index], self._named[index][1]
+        if lent is parameter:
+            return
+        state = {**self.optimizer.state[lent], "lost": self._lost.get(index)}
+        zero_held(
+            parameter,
+            *(one for key, one in state.items() if key != "step" and type(one) is torch.Tensor),
+        )
 
     def _take_back(self, index: int, weights: torch.Tensor, wide: torch.Tensor) -> None:
         key, lost = key_of(self._seed, self._steps, index, 0), self._lost.get(index)
         for block in blocks(wide, weights, *([] if lost is None else [lost])):
             values, own, *rest = block.parts
-            write(values, own, rest[0] if rest else None, precision=self._precision, key=key, start=block.start)
+            start = self._starts[index] + block.start
+            write(values, own, rest[0] if rest else None, precision=self._precision, key=key, start=start)
 
 
 def _lent(one: nn.Parameter) -> nn.Parameter:
@@ -323,8 +338,7 @@ def _packed(name: str, value: Any) -> Any:
         return value
     from torchao.optim.subclass_8bit import OptimState8bit
 
-    parts = {part: tensor.clone() for part, tensor in value.items()}
-    return OptimState8bit(**parts, signed=name == "exp_avg", dtype=torch.float32)
+    return OptimState8bit(**value, signed=name == "exp_avg", dtype=torch.float32)
 
 
 def _adamw8bit(parameters: list[tuple[str, nn.Parameter]], *, lr: float, weight_decay: float) -> Any:

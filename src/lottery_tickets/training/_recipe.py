@@ -16,6 +16,7 @@ from lottery_tickets._batches import LossFunction, size_of
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import TrainingError
 from lottery_tickets.training._activations import Checkpointing
+from lottery_tickets.training._joined import lies_in_parts
 from lottery_tickets.training._memory import log_training_bytes, training_bytes
 from lottery_tickets.training._optimizers import make_optimizer
 from lottery_tickets.training._penalties import scale_penalty
@@ -128,6 +129,35 @@ class Recipe:
             ranks=ranks,
             penalty=scale_penalty(model, self.bn_l1),
         )
+
+    def check_states(self, model: nn.Module, keeper: str) -> None:
+        """Refuse states that cannot be told of the whole, of a model in parts.
+
+        Args:
+            model: To be trained.
+            keeper: The argument for which states are kept.
+
+        Raises:
+            TrainingError: They cannot.
+        """
+        if self.optimizer == "adamw8bit" and lies_in_parts(model):
+            raise TrainingError(
+                f"optimizer='adamw8bit' scales its states by blocks of a part's weights, and {keeper} asks for "
+                "states that any number of ranks can go on with. Take 'adamw', or a model that is not sharded."
+            )
+
+    def calls(self, model: nn.Module, dataloader: Any, ranks: Ranks) -> Callable[[int], Any]:
+        """The user's function, of the number of epochs; of what ends it on one rank the others learn."""
+        assert self.trainer_fn is not None
+        train = partial(self.trainer_fn, model, dataloader)
+        if not lies_in_parts(model):
+            return train
+
+        def watched(epochs: int) -> Any:
+            with ranks.watched("trainer_fn"):
+                return train(epochs)
+
+        return watched
 
     def _tell_memory(self, model: nn.Module, checkpointing: bool, batch: Any) -> None:
         if self.optimizer not in LEARNING_RATES:

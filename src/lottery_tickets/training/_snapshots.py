@@ -10,11 +10,16 @@ import torch
 from torch import nn
 
 from lottery_tickets.errors import TrainingError
-from lottery_tickets.masks import parameter_aliases
+from lottery_tickets.masks import local_of, parameter_aliases, reshard
+from lottery_tickets.training._parts import copy_part
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, those that are tied once; not copies."""
+    """Parameters and buffers by name, those that are tied once; not copies.
+
+    Modules in parts go back to their shards first, and their parameters are DTensors.
+    """
+    reshard(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found: dict[str, torch.Tensor] = {
         names[0]: parameters[names[0]] for names in parameter_aliases(model).values()
@@ -24,7 +29,7 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def restore_tensors(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
-    """Write what `tensors_of` gave into the model.
+    """Write what `tensors_of` gave into the model; of whole tensors a model in parts takes its own.
 
     Raises:
         TrainingError: Names, shapes or data types that are not the model's.
@@ -41,7 +46,7 @@ def restore_tensors(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None
             "model that the run was started with."
         )
     for name, tensor in saved.items():
-        own[name].copy_(tensor)
+        copy_part(name, tensor, own[name], local_of(own[name]))
 
 
 def structure_digest(model: nn.Module) -> str:

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -163,12 +164,12 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state that `state` gave."""
+        """Go on from a state that `state` gave, which is copied."""
         self.progress = Progress(**state["progress"])
         self._limit = state["limit"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            self.scheduler.load_state_dict(deepcopy(state["scheduler"]))
 
     @property
     def _where(self) -> str:
