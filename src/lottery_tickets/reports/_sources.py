@@ -182,9 +182,9 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Path], Found]] = {
 
 def _settings(folder: Path) -> dict[str, Any]:
     """Every option as the command has written it down; empty where that is gone."""
-    path = folder / _OPTIONS
     import yaml
 
+    path = folder / _OPTIONS
     try:
         return {str(name): value for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
     except FileNotFoundError:
