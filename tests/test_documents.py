@@ -182,3 +182,15 @@ def test_what_is_to_be_cited_is_there():
     assert set(keys) == {entry for entry in entries if entry != "lottery_tickets"}
     assert len(entries) == len(set(entries))
     assert f"version = {{{version('lottery-tickets')}}}" in page
+
+
+def test_what_is_concluded_of_channels_is_what_was_measured():
+    """The sentence at the end of docs/structured.md."""
+    rows = json.loads((ROOT / "benchmarks/results/early_bird_channels.json").read_text(encoding="utf-8"))["rows"]
+    shares = ("0.3", "0.5", "0.7")
+    birds, random = ([rows[f"{name} {share}"] for share in shares] for name in ("early bird", "random channels"))
+    assert all(bird["operations_ratio"] < 0.55 and bird["time_ratio"] < 1 for bird in birds)
+    assert [bird["accuracy"] for bird in birds] == sorted((bird["accuracy"] for bird in birds), reverse=True)
+    for bird, other in zip(birds, random, strict=True):
+        (low, high), (other_low, other_high) = bird["accuracy_interval"], other["accuracy_interval"]
+        assert max(low, other_low) <= min(high, other_high)
