@@ -18,10 +18,12 @@ venv: $(INSTALLED) ## Make or update .venv
 data: $(INSTALLED) ## Fetch the model and the text that demo and tests use (cached outside the tree)
 	$(BIN)/python scripts/data.py
 
-browser: ## Install Debian's chromium, in which tests look at reports, where it is missing and apt can bring it
-	@command -v chromium >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
-	else echo "chromium is missing: tests that look at reports will be skipped, and fail where CI is set"; fi
+browser: ## Install Debian's chromium, in which tests look at reports, and the shells that they type in, if apt can
+	@missing=""; for one in chromium zsh fish; do command -v $$one >/dev/null || missing="$$missing $$one"; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	else echo "missing:$$missing; tests that need them will be skipped, and fail where CI is set"; fi
 
 demo: data ## Tickets of SmolLM2-135M, then early birds of two vision networks beside their controls
 	$(BIN)/lottery-tickets demo --output tickets

@@ -16,7 +16,7 @@ EXTRAS = "demo,lean,lightning,onnx,plot,report"
 # What the tests of CORE use beside the library and its extras.
 TOOLS = (
     *("pytest", "pytest-cov", "pytest-xdist", "hypothesis", "sybil", "peft", "tensorboardX", "pexpect"),
-    *("playwright", "axe-playwright-python", "build", "hatchling", "packaging", "tomli", "mypy"),
+    *("playwright", "axe-playwright-python", "build", "hatchling", "packaging", "pip", "tomli", "mypy"),
 )
 # Without the guides, and without what takes long and hangs on no version: kills, worlds of ranks, the benchmarks.
 CORE = (

@@ -16,6 +16,7 @@ import ast
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import runpy
@@ -212,17 +213,19 @@ def make_model(gguf: Path, target: Path) -> None:
     """Turn the GGUF file into a bf16 safetensors folder that transformers loads offline."""
     # Both are read on import; the reader's progress bar would break into the line for each item.
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
+    for chattering in ("torchao", "torch.utils._pytree"):  # while they are imported
+        logging.getLogger(chattering).setLevel(logging.ERROR)
     try:
         import accelerate  # noqa: F401 - transformers needs both, and would say so less plainly
         import gguf as gguf_reader  # noqa: F401
         import torch
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-        from transformers.utils import logging
+        from transformers.utils.logging import set_verbosity_error
     except ImportError as error:
         raise DataError(f"{error}: pip install 'lottery-tickets[demo]'") from error
 
-    logging.set_verbosity_error()
+    set_verbosity_error()
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.model_max_length = loaded.config.max_position_embeddings

@@ -22,6 +22,7 @@ from lottery_tickets.cli import app
 from lottery_tickets.cli._schemas import SCHEMAS
 from lottery_tickets.cli._told import SCHEMA_VERSION
 from lottery_tickets.large_models import PrunedCheckpoint
+from lottery_tickets.overlap import TicketOverlap
 from lottery_tickets.stability import Instability
 from lottery_tickets.verdict import TicketVerdict
 
@@ -32,6 +33,7 @@ PAGE = ROOT / "docs" / "command-line-json.md"
 # A TypedDict does not know what it was made from.
 _BASES: dict[Any, tuple[Any, ...]] = {
     SCHEMAS["apply"]: (PrunedCheckpoint,),
+    SCHEMAS["overlap"]: (TicketOverlap,),
     SCHEMAS["verdict"]: (Judgement, TicketVerdict),
     SCHEMAS["stability"]: (Instability,),
 }

@@ -97,7 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._download(body=False)
 
     def do_GET(self) -> None:
-        self._download(body=True)
+        if match := re.fullmatch(r"/api/models/(.+?)/revision/main\?expand=xetEnabled", self.path):
+            self._describe(match[1])  # clients before 1.0 ask how large files are taken
+        else:
+            self._download(body=True)
 
     # ---------------------------------------------------------------- what is asked for
 
@@ -110,6 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
         if asked.get("private") or asked.get("visibility") == "private":
             self.hub.private.add(repo)
         self._answer({"url": f"{self.hub.url}/{repo}", "name": repo, "id": repo})
+
+    def _describe(self, repo: str) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        self._answer({"id": repo, "sha": self.hub.commit_of(repo), "xetEnabled": False})
 
     def _preupload(self, repo: str, asked: dict[str, Any]) -> None:
         if repo not in self.hub.repositories:

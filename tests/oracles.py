@@ -168,11 +168,11 @@ def lamp_removals(tensors: Tensors, removed: int) -> dict[str, int]:
     """Score every weight but the largest of each tensor, sort all scores, count the first by tensor."""
     scored = []
     for turn, (name, tensor) in enumerate(tensors.items()):
-        squares = [value * value for value in sorted(magnitude(value) for value in flat(tensor))]
-        total, scores = 0.0, []
+        squares = [Fraction(value) ** 2 for value in sorted(magnitude(value) for value in flat(tensor))]
+        total, scores = Fraction(0), []
         for square in reversed(squares):
             total += square
-            scores.append(square / total if total else 0.0)
+            scores.append(float(square / total) if total else 0.0)
         scored += [(score, turn, name) for score in scores[:0:-1]]
     lost = dict.fromkeys(tensors, 0)
     for _, _, name in sorted(scored)[:removed]:
@@ -182,7 +182,7 @@ def lamp_removals(tensors: Tensors, removed: int) -> dict[str, int]:
 
 def outlier_share(values: Sequence[float], threshold: float) -> Fraction:
     """Share of the values above `threshold` times their mean."""
-    line = threshold * math.fsum(values) / len(values)
+    line = Fraction(threshold) * sum(map(Fraction, values)) / len(values)
     return Fraction(sum(value > line for value in values), len(values))
 
 

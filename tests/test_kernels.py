@@ -95,6 +95,46 @@ def test_histogram_inside(weights, data):
     assert bins.tolist() == np.bincount(inside >> shift, minlength=bins.size).tolist()
 
 
+digits = st.tuples(st.integers(0, 20), st.integers(0, 0xFFFF))
+
+
+@settings(max_examples=200)
+@given(integers(), st.data(), digits, digits)
+def test_moments(weights, data, first, second):
+    """Of all magnitudes by their leading bits, and of those in a range."""
+    low, high = sorted([data.draw(keys_of(weights)), data.draw(keys_of(weights))])
+    shift = weights.itemsize * 8 - 1 - 15
+    integer, found = weights.dtype.type, magnitudes_of(weights).tolist()
+    table = np.zeros((1 << 15, 4), np.int64)
+    _kernels.moments(weights, shift, first, second, table)
+    finer = max(0, (high - low).bit_length() - 10)
+    inside = np.zeros(((high - low >> finer) + 1, 4), np.int64)
+    _kernels.moments_inside(weights, integer(low), integer(high), finer, first, second, inside)
+    for made, start, end, bits in ((table, 0, 1 << 63, shift), (inside, low, high, finer)):
+        expected: dict[int, list[int]] = {}
+        for one in found:
+            if start <= one <= end:
+                sums = expected.setdefault(one - start >> bits, [0, 0, 0, 0])
+                parts = [one >> place & mask for place, mask in (first, second)]
+                sums[:3] = sums[0] + 1, sums[1] + parts[0], sums[2] + parts[0] * parts[1]
+        assert {cell: made[cell].tolist() for cell in np.flatnonzero(made[:, 0]).tolist()} == expected
+
+
+@settings(max_examples=100)
+@given(integers(), st.integers(0, 30), st.integers(0, (1 << 27) - 1))
+def test_sum_digits(weights, place, mask):
+    stored = {2: 10, 4: 23, 8: 52}[weights.itemsize]
+    exponents = 1 << (weights.itemsize * 8 - 1 - stored)
+    ways = np.zeros(_kernels.WAYS * (exponents + _kernels.STRIDE_PADDING), np.int64)
+    _kernels.sum_digits(weights, stored, place, mask, ways)
+    expected = [0] * exponents
+    for magnitude in magnitudes_of(weights).tolist():
+        exponent = magnitude >> stored
+        significand = magnitude % (1 << stored) + (bool(exponent) << stored)
+        expected[exponent] += significand >> place & mask
+    assert ways.reshape(_kernels.WAYS, -1)[:, :exponents].sum(axis=0).tolist() == expected
+
+
 @settings(max_examples=100)
 @given(integers(), st.integers(0, 2**32 - 1), st.booleans())
 def test_keep(weights, seed, in_place):
@@ -124,7 +164,7 @@ def test_weights_need_not_be_aligned_to_words():
 
 
 @pytest.mark.parametrize(
-    "kernel", ["pack_kept", "count_above", "count_bracket", "histogram", "histogram_inside", "keep"]
+    "kernel", ["pack_kept", "count_above", "count_bracket", "histogram", "histogram_inside", "moments", "keep"]
 )
 def test_kernels_let_other_threads_run_and_are_cached(kernel):
     compiled = getattr(_kernels, kernel)

@@ -72,6 +72,25 @@ def test_what_rank_0_has_is_handed_out_bit_for_bit(ranks):
     assert hand_out(0) == expected
 
 
+def bring(rank: int) -> tuple[list[tuple[list[int], list[float]]], int]:
+    """Of rank 1 nothing, of rank 2 more than of rank 0."""
+    everyone = Ranks.world()
+    shapes = [torch.Size(one) for one in ((2, 1), (0, 3), (2, 2))]
+    mine = torch.full(shapes[rank], rank + 0.5, dtype=torch.bfloat16)
+    with everyone.together():
+        brought = [(list(one.shape), one.flatten().tolist()) for one in everyone.bring(mine, shapes)]
+    return brought, everyone.sent
+
+
+def test_what_each_rank_has_is_brought_to_rank_0(ranks):
+    (first, sent), (second, sent_nothing), (third, sent_all) = ranks(3).run(bring)
+    assert first == [([2, 1], [0.5] * 2), ([0, 3], []), ([2, 2], [2.5] * 4)]
+    assert second == third == []
+    assert sent == sent_nothing == sent_all - 4 * 2, "four numbers of two bytes, of one rank"
+    alone = torch.ones(2)
+    assert [one is alone for one in Ranks().bring(alone, [alone.shape])] == [True]
+
+
 def fail(rank: int, failing: dict[int, Exception], *, before: bool) -> None:
     everyone = Ranks.world()
     with everyone.together(), everyone.together():

@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shlex
+import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -148,10 +150,32 @@ def test_ctrl_c_under_torchrun_says_how_all_processes_go_on(place: Path, environ
     assert json.loads(Path("run/results.json").read_text())["seeds"] == [0]
 
 
-def test_the_shell_completes_commands_and_options(environment: Mapping[str, str]) -> None:
-    shell = started("bash", ["--norc", "--noprofile"], {**environment, "PS1": "ready> ", "TERM": "dumb"})
+# What a shell is started with, and what it reads the completion by.
+SHELLS = {
+    "bash": (["--norc", "--noprofile"], 'eval "$(_LOTTERY_TICKETS_COMPLETE=source_bash lottery-tickets)"'),
+    "zsh": (
+        ["--no-rcs"],
+        'autoload -U compinit && compinit -u -D && eval "$(_LOTTERY_TICKETS_COMPLETE=source_zsh lottery-tickets)"',
+    ),
+}
+
+
+def found_shell(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        problem = f"{name} is not installed; `make browser` does that on Debian, as root"
+        if os.environ.get("CI"):
+            pytest.fail(problem)
+        pytest.skip(problem)
+    return path
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_the_shell_completes_commands_and_options(environment: Mapping[str, str], name: str) -> None:
+    options, read = SHELLS[name]
+    shell = started(found_shell(name), options, {**environment, "PS1": "ready> ", "TERM": "dumb"})
     shell.expect("ready> ")
-    shell.sendline('eval "$(_LOTTERY_TICKETS_COMPLETE=source_bash lottery-tickets)"; echo loaded')
+    shell.sendline(f"{read}; echo loaded")
     shell.expect("\nloaded\r\n")
     shell.expect("ready> ")
     shell.send("lottery-tickets early\t")
@@ -159,3 +183,21 @@ def test_the_shell_completes_commands_and_options(environment: Mapping[str, str]
     shell.send("--check-e\t")
     shell.expect("--check-every-steps ")
     shell.close(force=True)
+
+
+def test_fish_completes_commands_and_options(environment: Mapping[str, str]) -> None:
+    script = """
+        _LOTTERY_TICKETS_COMPLETE=source_fish lottery-tickets | source
+        complete --do-complete "lottery-tickets early"
+        complete --do-complete "lottery-tickets early-bird --check-e"
+    """
+    done = subprocess.run(
+        [found_shell("fish"), "--no-config", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    command, option = done.stdout.splitlines()
+    assert command.startswith("early-bird\tTrain a model until")
+    assert option.startswith("--check-every-steps\tOptimizer steps")

@@ -226,6 +226,63 @@ def histogram_inside(weights: Any, low: Any, high: Any, shift: int, bins: Any) -
 
 
 @njit(nogil=True, cache=True)
+def sum_digits(weights: Any, stored: int, place: int, mask: int, ways: Any) -> None:
+    """Add up a digit of the significands, `significand >> place & mask`, by exponent, in WAYS rows of `ways`.
+
+    `stored` is how many bits of a significand a weight has; the one before them is there unless the exponent is 0.
+    """
+    sign_off = (1 << (weights.itemsize * 8 - 1)) - 1
+    low = (1 << stored) - 1
+    stride = ways.size // WAYS
+    for position in range(weights.size):
+        magnitude = np.int64(weights[position] & sign_off)
+        exponent = magnitude >> stored
+        significand = (magnitude & low) | (np.int64(exponent > 0) << stored)
+        ways[np.uint64((position % WAYS) * stride + exponent)] += (significand >> place) & mask
+
+
+@njit(nogil=True, cache=True)
+def moments(weights: Any, shift: int, first: Any, second: Any, table: Any) -> None:
+    """For weights by their leading bits, `magnitude >> shift`: how many, a digit's sum, that of two's product.
+
+    A digit is (place, mask): `(magnitude >> place) & mask`, of at most 16 bits.
+    """
+    sign_off = (1 << (weights.itemsize * 8 - 1)) - 1
+    for position in range(weights.size):
+        magnitude = np.int64(weights[position] & sign_off)
+        one = (magnitude >> first[0]) & first[1]
+        cell = np.uint64(magnitude >> shift)
+        table[cell, 0] += 1
+        table[cell, 1] += one
+        table[cell, 2] += one * ((magnitude >> second[0]) & second[1])
+
+
+@njit(nogil=True, cache=True)
+def moments_inside(weights: Any, low: Any, high: Any, shift: int, first: Any, second: Any, table: Any) -> None:
+    """The same for weights in [low, high], by `(magnitude - low) >> shift`; `low - 1` must not overflow."""
+    sign_off = (1 << (weights.itemsize * 8 - 1)) - 1
+    below = weights.dtype.type(low - 1)
+    words = weights.size // LANES
+    for word in range(words + 1):
+        start = word * LANES
+        if word < words:
+            inside = _above64(weights, start, below) & ~_above64(weights, start, high)
+        else:
+            inside = np.uint64(0)
+            for position in range(start, weights.size):
+                held = low <= (weights[position] & sign_off) <= high
+                inside |= np.uint64(held) << np.uint64(position - start)
+        while inside:
+            magnitude = np.int64(weights[start + np.intp(_lowest_bit(inside))] & sign_off)
+            one = (magnitude >> first[0]) & first[1]
+            cell = np.uint64((magnitude - low) >> shift)
+            table[cell, 0] += 1
+            table[cell, 1] += one
+            table[cell, 2] += one * ((magnitude >> second[0]) & second[1])
+            inside &= inside - np.uint64(1)
+
+
+@njit(nogil=True, cache=True)
 def _first_from(rungs: Any, first: Any, end: Any, least: Any) -> Any:
     """Index of the first of the ascending rungs [first, end) that is at least this number; `end` if none is."""
     low, high = np.intp(first), np.intp(end)

@@ -64,6 +64,7 @@ from lottery_tickets.training import (
     SchedulerFactory,
     TrainerFunction,
     joined,
+    let_go,
 )
 
 __all__ = [
@@ -349,4 +350,5 @@ def compute_early_bird_tickets(
             check_memory=check_memory,
             ranks=ranks,
         )
+    let_go(ranks)
     return results if isinstance(target_sparsity, Sequence) else results[0]

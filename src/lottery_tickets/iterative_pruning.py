@@ -68,6 +68,7 @@ from lottery_tickets.training import (
     checkpointed,
     configuration,
     joined,
+    let_go,
     lies_in_parts,
     training,
 )
@@ -321,4 +322,7 @@ def compute_iterative_magnitude_pruning(
                 trainings, groups, run, save_every_steps=save_every_steps, progress=progress and ranks.first
             )
             experiment.run()
-            return experiment.results()
+            results = experiment.results()
+    del experiment
+    let_go(ranks)
+    return results

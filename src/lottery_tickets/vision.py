@@ -123,6 +123,7 @@ class TensorBatches:
 
     Attributes:
         generator: What orders are drawn from.
+        batch_size: Samples in a batch; the last may have fewer.
 
     Raises:
         BatchError: No samples, another number of labels, or a batch size below 1.
@@ -147,19 +148,21 @@ class TensorBatches:
             )
         self.generator = torch.Generator().manual_seed(seed)
         self._inputs, self._labels = inputs, labels
-        self._size, self._shuffle = batch_size, shuffle
+        self.batch_size, self._shuffle = batch_size, shuffle
 
     def __len__(self) -> int:
-        return math.ceil(len(self._labels) / self._size)
+        return math.ceil(len(self._labels) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         import torch
 
         if not self._shuffle:
-            yield from zip(*(torch.split(one, self._size) for one in (self._inputs, self._labels)), strict=True)
+            yield from zip(
+                *(torch.split(one, self.batch_size) for one in (self._inputs, self._labels)), strict=True
+            )
             return
         order = torch.randperm(len(self._labels), generator=self.generator).to(self._labels.device)
-        for rows in torch.split(order, self._size):
+        for rows in torch.split(order, self.batch_size):
             yield self._inputs.index_select(0, rows), self._labels.index_select(0, rows)
 
 

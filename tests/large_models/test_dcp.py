@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 from lottery_tickets import create_magnitude_mask
 from lottery_tickets.errors import CheckpointError
 from lottery_tickets.large_models import map_weights
+from lottery_tickets.large_models._dcp import _MetadataUnpickler
 
 
 def model() -> nn.ModuleDict:
@@ -57,6 +59,13 @@ def test_the_mask_is_that_of_the_model(folder, options):
     assert create_magnitude_mask(str(folder), 0.5, include="embed_tokens.*").names == (
         *("embed_tokens.weight", "q_proj.weight", "o_proj.weight"),
     )
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_paths_are_read_whatever_python_wrote_them(module):
+    """Python 3.13 calls their module otherwise."""
+    stored = f"c{module}\nPosixPath\n(Vfolder\ntR.".encode()
+    assert _MetadataUnpickler(io.BytesIO(stored)).load() == PurePosixPath("folder")
 
 
 def test_the_copy_is_gone_afterwards(folder, monkeypatch, tmp_path):

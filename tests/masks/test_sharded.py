@@ -32,6 +32,8 @@ def digests_of_all(layout: str) -> list[list[str]]:
     found = [digests(model, scope=scope) for model in (single, half, mixed) for scope in ("global", "layer")]
     found.append([create_magnitude_mask(single, 0.5, scope="row", progress=False).digest()])
     found.append([create_magnitude_mask(mixed, None, pattern="2:4", pattern_remainder="dense").digest()])
+    for model in (single, half, mixed):
+        found += [digests(model, allocation="lamp"), digests(model, allocation="owl", owl_threshold=1.5)]
     return found
 
 
@@ -180,7 +182,6 @@ def misuse(rank: int) -> list[str]:
         lambda: ShardedMask.of(mask.gathered(), mlp()),
         ShardedMask,
         lambda: create_magnitude_mask(model, 0.5, use_histogram=False),
-        lambda: create_magnitude_mask(model, 0.5, allocation="owl"),
         lambda: create_magnitude_mask(model, 0.5 + 0.1 * rank),
         lambda: create_magnitude_mask(model, 0.5, include="0.bias" if rank else None),
         lambda: create_magnitude_mask(model, 0.5, include="nowhere" if rank else None),
@@ -202,7 +203,6 @@ def test_what_makes_no_sense_is_refused_by_all(ranks):
         "MaskMismatchError: Sequential has no DTensor among the mask's parameters",
         "TypeError: Make a ShardedMask with",
         "SparsityError: use_histogram=False sorts all weights in one place",
-        "SparsityError: allocation='owl' adds up the weights of whole tensors",
         "DistributedError: The ranks are asked for different things: rank 0 for sparsity=0.5, scope global",
         "DistributedError: The ranks speak of different tensors: the first that differs is ",
         "ParameterSelectionError: include='nowhere' matches no parameter",

@@ -40,6 +40,25 @@ def test_bits_are_cut_and_put_together(division, seed):
     assert np.array_equal(assembled(shape, zip(shards, parts, strict=True)), pack(decisions))
 
 
+@given(divisions(), st.sampled_from([torch.bfloat16, torch.float64, torch.bool]), st.booleans())
+def test_weights_are_cut_and_put_together(division, dtype, turned):
+    shape, shards = division
+    whole = torch.arange(shape.numel()).view(shape).to(dtype)
+    if turned:  # the same weights, other strides
+        whole = whole.mT.contiguous().mT if whole.dim() > 1 else whole
+    again = torch.zeros_like(whole)
+    for shard in shards:
+        part = torch.zeros(shard.part, dtype=dtype)
+        for there, here in shard.pairs(whole, part):
+            here.copy_(there)
+        chosen = torch.arange(shape.numel()).view(shape)
+        expected = chosen[np.ix_(*shard.indices)] if shape else chosen
+        assert torch.equal(part, expected.to(dtype))
+        for there, here in shard.pairs(again, part):
+            there.copy_(here)
+    assert torch.equal(again, whole)
+
+
 @given(divisions())
 def test_what_comes_before_a_place_is_a_beginning_of_the_part(division):
     shape, shards = division

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from lottery_tickets import Mask
 from lottery_tickets._score_files import write_scores
 from reporting import HOSTILE, MODULE
-from test_cli import run
+from test_cli import model, run, text  # noqa: F401  # fixtures among them
+
+_SMALL = ("--context", 16, "--max-windows", 4)
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +59,41 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _done(*arguments: object) -> None:
+@pytest.fixture(scope="module")
+def overlapped(ticket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `overlap --json` says of that ticket and a random one."""
+    place = tmp_path_factory.mktemp("overlap")
+    Mask.random_like(Mask.load(ticket), 1).save(place / "random.safetensors")
+    return _told(place / "overlap.json", "overlap", ticket, place / "random.safetensors")
+
+
+@pytest.fixture(scope="module")
+def evaluated(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """What `evaluate --json` says of tickets of a tiny language model, one of them called HOSTILE."""
+    place = tmp_path_factory.mktemp("evaluate")
+    _done("mask", model, "-s", 0.3, "-s", 0.6, "-o", place)
+    tickets = sorted(place.glob("*.safetensors"))
+    path = _told(place / "evaluate.json", "evaluate", model, *tickets, "--text", text, *_SMALL)
+    told = json.loads(path.read_text(encoding="utf-8"))
+    told["tickets"][HOSTILE] = told["tickets"].pop(str(tickets[-1]))
+    path.write_text(json.dumps(told), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def compared(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """What `compare --json` says of two criteria."""
+    path = tmp_path_factory.mktemp("compare") / "compare.json"
+    criteria = ("--criteria", "magnitude,wanda", "-s", 0.3, "-s", 0.6, "--samples", 4)
+    return _told(path, "compare", model, "--text", text, *criteria, *_SMALL)
+
+
+def _done(*arguments: object) -> str:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def _told(path: Path, *arguments: object) -> Path:
+    path.write_text(_done(*arguments, "--json"), encoding="utf-8")
+    return path

@@ -20,9 +20,18 @@ Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def page_file(pruned: Path, ticket: Path, scores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page_file(
+    pruned: Path,
+    ticket: Path,
+    scores: Path,
+    evaluated: Path,
+    overlapped: Path,
+    compared: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A report on all there is."""
-    return write_report([pruned, ticket, scores], tmp_path_factory.mktemp("page") / "report.html")
+    given = [pruned, ticket, scores, evaluated, overlapped, compared]
+    return write_report(given, tmp_path_factory.mktemp("page") / "report.html")
 
 
 @pytest.fixture
@@ -55,7 +64,8 @@ def test_every_figure_is_drawn_and_described(opened: Open, width: int) -> None:
     page = opened(width=width)
     titles = page.locator("figure h3").all_text_contents()
     assert {"Test accuracy over density", "Sparsity of each tensor", "Distances between masks"} <= set(titles)
-    assert {"Overlap of tickets", "Mean score of each tensor"} <= set(titles)
+    assert {"Overlap of tickets", "Mean score of each tensor", "Memory, planned and measured"} <= set(titles)
+    assert {"Perplexity of the tickets and of the dense model", "Overlap in each tensor"} <= set(titles)
     assert any(title.startswith("The ticket and its controls") for title in titles)
     assert any(title.startswith("Error barrier") for title in titles)
     for figure in page.locator("figure").all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from lottery_tickets import Mask, compute_ticket_overlap
 from lottery_tickets.errors import MaskFileError, MissingExtraError, ReportError
 from lottery_tickets.reports import write_figures, write_report
 from lottery_tickets.reports._content import Curves, Intervals, Matrix
+from lottery_tickets.reports._memory import _ticks
 from lottery_tickets.reports._numbers import duration, memory, percent, plain
 from lottery_tickets.reports._sources import document_of
 from lottery_tickets.reports._svg import safe_svg
@@ -110,6 +112,47 @@ def test_a_search_shows_its_distances_and_its_memory(bird: Path) -> None:
     assert set(found["controls"].names) == {"dense", "ticket 0.5", "random 0.5"}
 
 
+def test_a_verdict_tells_every_option_it_was_given(pruned: Path, tmp_path: Path) -> None:
+    (section,) = document_of([pruned / "verdict" / "round-02"]).sections
+    told = section.configuration
+    assert (told["controls"], told["judged-at"]) == ("dense,random_reinit,random_mask", "early-stopping")
+    assert (told["margin"], told["seeds"], told["device"]) == (0.005, 2, "auto")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(pruned / "verdict" / "round-02" / "results.json", alone)
+    assert "device" not in document_of([alone]).sections[0].configuration
+    for text in ("a: [", "- a"):
+        (alone / "run.yaml").write_text(text)
+        with pytest.raises(ReportError, match="not whole"):
+            document_of([alone])
+
+
+def test_places_on_an_axis_of_memory_are_round() -> None:
+    for most, expected in (
+        (0, [0]),
+        (3, [0, 1, 2, 3]),
+        (700 << 10, ["0 bytes", *(f"{n} KiB" for n in range(200, 700, 200))]),
+    ):
+        found = _ticks(most)
+        assert (found if isinstance(expected[0], int) else [memory(one) for one in found]) == expected
+    for exponent in range(50):
+        found = _ticks(3 << exponent)
+        assert 3 <= len(found) <= 6
+        assert found[-1] <= 3 << exponent
+
+
+@pytest.mark.parametrize("part", ["", "verdict/round-02", "stability/dense"])
+def test_every_run_shows_the_memory_that_was_planned_and_what_it_took(pruned: Path, part: str) -> None:
+    told = json.loads((pruned / part / "results.json").read_text(encoding="utf-8"))["memory"]
+    (section, *_) = document_of([pruned / part]).sections
+    found = next(figure for figure in section.figures if figure.slug == "memory")
+    shown = dict(zip(found.names, found.values, strict=True))
+    planned = told["plan"]["bytes"]
+    assert planned["weights"] == shown["weights"] == 4 * (6 * 12 + 12 + 12 * 3 + 3)
+    assert (told["plan"]["batch_size"], shown["at least"]) == (8, planned["total"])
+    assert shown["measured"] == told["peak_bytes"] > planned["total"], "code that was loaded is in it"
+
+
 def test_a_page_for_whatever_there_is(bird: Path, scores: Path, tmp_path: Path) -> None:
     plans = succeed("plan", "GPT-2", "--operation", "mask", "--operation", "early-bird", "--device-memory", "1GB")
     (tmp_path / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
@@ -121,6 +164,58 @@ def test_a_page_for_whatever_there_is(bird: Path, scores: Path, tmp_path: Path) 
     ):
         assert title in page
     assert "mask of GPT-2" in page
+
+
+def test_an_evaluation_shows_every_ticket_beside_the_dense_model(evaluated: Path) -> None:
+    told = json.loads(evaluated.read_text(encoding="utf-8"))
+    (section,) = document_of([evaluated]).sections
+    (figure,), (table,) = section.figures, section.tables
+    assert isinstance(figure, Intervals)
+    assert figure.names == ["dense", "magnitude-0.3", Path(HOSTILE).name]
+    for point, one in zip(figure.points, [told["baseline"], *told["tickets"].values()], strict=True):
+        assert (point.y, [point.low, point.high]) == (one["perplexity"], one["perplexity_interval"])
+    assert [row[1].value for row in table.rows] == [one["sparsity"] for one in told["tickets"].values()]
+    assert [row[3].value for row in table.rows] == [
+        one["performance_retention"] for one in told["tickets"].values()
+    ]
+
+
+def test_an_evaluation_without_a_number_is_told_too(evaluated: Path, tmp_path: Path) -> None:
+    told = json.loads(evaluated.read_text(encoding="utf-8"))
+    first, second = told["tickets"].values()
+    first["perplexity"] = first["performance_retention"] = first["quality_score"] = None
+    second["perplexity_interval"] = [1.5, None]  # infinity, as JSON writes it
+    (tmp_path / "evaluate.json").write_text(json.dumps(told), encoding="utf-8")
+    (section,) = document_of([tmp_path / "evaluate.json"]).sections
+    assert [row[2].text for row in section.tables[0].rows] == ["not finite", plain(second["perplexity"])]
+    assert section.figures[0].names == ["dense", Path(HOSTILE).name]
+    assert "not finite" in write_report(tmp_path / "evaluate.json", tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("method", ["jaccard", "dice", "overlap"])
+def test_an_overlap_is_shown_over_all_and_in_each_tensor(
+    ticket: Path, overlapped: Path, tmp_path: Path, method: str
+) -> None:
+    other = overlapped.with_name("random.safetensors")
+    told = succeed("overlap", ticket, other, "--method", method)
+    (tmp_path / "overlap.json").write_text(json.dumps(told), encoding="utf-8")
+    (section,) = document_of([tmp_path / "overlap.json"]).sections
+    matrix, bars = section.figures
+    whole = compute_ticket_overlap(Mask.load(ticket), Mask.load(other), method)
+    assert matrix.values == [[1.0, whole["overall_overlap"]], [whole["overall_overlap"], 1.0]]
+    assert list(matrix.names) == ["many", "random"]
+    assert dict(zip(bars.names, bars.values, strict=True)) == whole["layer_overlaps"]
+    assert f"{method.capitalize()} index" in section.reason
+    assert f"{whole['expected_by_chance']:.3f}" in matrix.summary
+
+
+def test_what_compare_prints_is_what_it_writes(compared: Path) -> None:
+    told = json.loads(compared.read_text(encoding="utf-8"))
+    (section,) = document_of([compared]).sections
+    (curves,) = [figure for figure in section.figures if isinstance(figure, Curves)][:1]
+    shown = {point.y for line in curves.lines for point in line.points}
+    assert shown <= {row["quality"]["perplexity"] for row in told["rows"]}
+    assert len(section.tables[0].rows) == len(told["rows"]) == 4
 
 
 def test_criteria_beside_each_other(tmp_path: Path) -> None:
@@ -170,8 +265,11 @@ def test_the_same_runs_make_the_same_page(pruned: Path, ticket: Path, tmp_path: 
 # ---------------------------------------------------------------- what is untrusted
 
 
-def test_no_name_comes_through_unescaped(pruned: Path, ticket: Path, tmp_path: Path) -> None:
-    page = write_report([pruned, ticket], tmp_path / "page.html", title=HOSTILE).read_text(encoding="utf-8")
+def test_no_name_comes_through_unescaped(
+    pruned: Path, ticket: Path, evaluated: Path, overlapped: Path, tmp_path: Path
+) -> None:
+    given = [pruned, ticket, evaluated, overlapped]
+    page = write_report(given, tmp_path / "page.html", title=HOSTILE).read_text(encoding="utf-8")
     assert page.count("<script>") == page.count("</script>") == 1
     reader = Reader()
     reader.feed(page)
@@ -229,7 +327,8 @@ def test_what_is_no_run_is_refused(pruned: Path, tmp_path: Path) -> None:
         ("{", "no JSON"),
         ("[]", "nothing that a command wrote"),
         ("{}", "without the schema"),
-        ('{"schema": "lottery-tickets.overlap/1"}', "what overlap writes"),
+        ('{"schema": "lottery-tickets.mask/1"}', "what mask writes"),
+        ('{"schema": "lottery-tickets.overlap/1"}', "not whole"),
         ('{"schema": "lottery-tickets.imp/1", "rounds": []}', "not whole"),
     ):
         (tmp_path / "some.json").write_text(text)

@@ -53,7 +53,15 @@ def compare(rank: int, case: Case) -> None:
         {"scope": "row", "sparsity": 0.1, "nan": "raise"},
     )
 )
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(
+    case=Case(
+        (2, 2),
+        [((5, 8, 1, 2), np.arange(64), torch.float64, 0), ((1, 5), np.array([0, 1]), torch.bfloat16, 0)],
+        [(1,), (0, 1)],
+        {"allocation": "lamp", "sparsity": [0.1, 0.8], "nan": "raise"},
+    )
+)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases())
 def test_masks_of_parts_are_those_of_the_whole(ranks, case):
     ranks(int(np.prod(case.mesh))).run(compare, case)

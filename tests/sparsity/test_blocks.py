@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 import oracles
-from lottery_tickets.sparsity import _blocks, _counting
+from lottery_tickets.sparsity import _blocks, _counting, _moments
 from lottery_tickets.sparsity._blocks import Weights, common_dtype, flat_range, for_each, pattern_of
 from strategies import DTYPES, tensors, weights
 
@@ -162,6 +162,13 @@ def test_torch_and_compiled_loops_agree(device, values, data):
             assert np.array_equal(
                 _counting._bits_inside_torch(there, *inside), _counting.bits_inside(integers, *inside)
             )
+
+    low, high = sorted([data.draw(keys), data.draw(keys)])
+    span = low, high, max(0, (high - low).bit_length() - 8), (3, 0xFFF), (0, 0xFFFF)
+    assert np.array_equal(_counting._moments_torch(there, *span), _counting.moments(integers, *span))
+    stored = _moments._STORED[values.dtype]
+    sums = _counting.digit_sums(integers, stored, (2, 0xFFFF))
+    assert np.array_equal(_counting._digit_sums_torch(there, stored, (2, 0xFFFF), sums.size), sums)
 
     key, ties = data.draw(keys), data.draw(st.integers(0, integers.numel()))
     packed = np.zeros((integers.numel() + 7) // 8, np.uint8)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_dev
 from torch.utils.data import DataLoader
 
 from lottery_tickets import Mask, compute_ticket_overlap
+from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import DistributedError, RunFolderError, TrainingError, WeightsError
 from lottery_tickets.masks import local_of, reshard
 from lottery_tickets.training import SharedBatches
@@ -29,6 +33,17 @@ ADAM = partial(torch.optim.Adam, lr=0.003)
 
 
 def squares(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Of this rank's part; a pass afterwards leaves the model whole."""
+    scores = {name: one.detach().square() for name, one in model.named_parameters()}
+    with torch.no_grad():
+        model(torch.zeros(1, 16))
+    return scores
+
+
+def squares_of_wholes(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Of the model as a pass leaves it."""
+    with torch.no_grad():
+        model(torch.zeros(1, 16))
     return {name: one.detach().square() for name, one in model.named_parameters()}
 
 
@@ -49,13 +64,14 @@ CASES: dict[str, tuple[int, torch.dtype, dict[str, Any]]] = {
     "momentum": (2, torch.float32, {"optimizer": "sgd", "momentum": 0.9, "rewind_step": 3}),
     "layers": (4, torch.float32, {"scope": "layer", "layer_fractions": {"4.weight": 0.1}, "rewind_epoch": 1}),
     "function": (2, torch.float32, {"optimizer": ADAM, "criterion": squares, "rewind": "learning_rate"}),
+    "wholes": (2, torch.float32, {"optimizer": "sgd", "criterion": squares_of_wholes, "rewind": "none"}),
     "halves": (2, torch.bfloat16, {"optimizer": "sgd", "momentum": 0.9, "rewind_step": 3}),
     "by hand": (2, torch.float32, {"trainer_fn": train_by_hand, "optimizer": "sgd"}),
 }
 
 
 def pruned(rank: int, dtype: torch.dtype, options: dict[str, Any], folder: Path | None) -> Any:
-    model = network(rank >= 0, dtype)
+    model = network(rank >= 0, dtype, only_the_root="criterion" in options)
     evaluated = {"eval_dataloader": loader(), "test_dataloader": loader(shuffle=False)}
     results = prune(model, loader(), num_iterations=2, run_dir=folder, **evaluated, **options)
     assert isinstance(results["final_mask"], Mask)
@@ -167,6 +183,31 @@ def test_rounds_go_on_with_the_same_bits_however_the_model_is_cut(ranks, tmp_pat
     state = json.loads(next((tmp_path / "run").glob("state-*/state.json")).read_text())["values"]
     assert (state["round"], state["finished"]) == (1, False)
     assert ranks(after[0]).run(gone_on, after[1], tmp_path / "run") == [expected] * after[0]
+
+
+def killed(rank: int, folder: Path) -> None:
+    """Rank 1, as it gives its part of a state of the first round."""
+    parts = count()
+
+    def bring(ranks: Ranks, *arguments: Any) -> Iterator[torch.Tensor]:
+        if rank == 1 and folder.joinpath("masks").exists() and next(parts) == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return bring_safely(ranks, *arguments)
+
+    bring_safely, Ranks.bring = Ranks.bring, bring
+    prune(network(True), loader(), run_dir=folder, **CONTINUED)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_others_and_the_rounds_go_on(ranks, tmp_path):
+    expected = gone_on(-1, False, tmp_path / "other", seed=0)
+    with ranks.own(2) as own:
+        first, second = own.attempt(killed, tmp_path / "run")
+    assert isinstance(second, GoneError)
+    assert isinstance(first, DistributedError)
+    assert "rank 1" in str(first)
+    assert len(list((tmp_path / "run").glob("state-*"))) == 1
+    assert ranks(2).run(gone_on, True, tmp_path / "run") == [expected] * 2
 
 
 # --- Shares of batches ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import warnings
@@ -221,6 +222,24 @@ def wrapped(rank: int) -> Any:
 
 def test_a_model_in_distributed_data_parallel_brings_its_group(ranks):
     assert ranks(2).run(wrapped) == [told_of_search(search(max_epochs=2))] * 2
+
+
+def left(rank: int, what: str) -> int:
+    """How many objects refer to the group when a training is over, without the collector's help."""
+    gc.collect()
+    gc.disable()
+    try:
+        run = {"search": search, "prune": prune}[what]
+        results = run(plain(), process_group=world(), optimizer="sgd")
+        assert results["final_mask"].kept
+        return sum(type(one) is Ranks for one in gc.get_objects())
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("what", ["search", "prune"])
+def test_nothing_refers_to_the_group_afterwards(ranks, what):
+    assert ranks(2).run(left, what) == [0, 0]
 
 
 def of_a_folder(rank: int, folder: Path) -> None:

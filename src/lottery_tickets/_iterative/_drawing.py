@@ -11,8 +11,8 @@ from torch import nn
 
 from lottery_tickets._iterative._schedule import Group
 from lottery_tickets.errors import WeightsError
-from lottery_tickets.masks import Division, Mask, PackedBits, ShardedMask, is_sharded, local_of
-from lottery_tickets.sparsity import Ranked, extremes, warn_of_collapse
+from lottery_tickets.masks import Mask, PackedBits, ShardedMask, is_sharded
+from lottery_tickets.sparsity import Ranked, extremes, parts_of, warn_of_collapse
 from lottery_tickets.training import part_of
 
 ScoreFunction = Callable[[nn.Module], Mapping[str, torch.Tensor]]
@@ -43,16 +43,16 @@ def draw(
     Warns:
         LayerCollapseWarning: A tensor of several ranked together lost all its weights.
     """
-    division = Division.of(weights)
-    ranked = {name: local_of(one) for name, one in (weights if scores is None else scores).items()}
-    extremes(ranked)
+    parts = parts_of(weights)
+    ranked, division = (parts["tensors"] if scores is None else scores), parts["division"]
+    extremes(ranked, division=division)
     bits: dict[str, PackedBits] = {}
     with _holes_below_everything(ranked, earlier):
         for group in groups:
             members = {name: ranked[name] for name in group.names}
             selector = Ranked(members, nan="prune", division=division).selector(members)
             bits |= selector.bits(selector.lines([group.removed[number]])[0])
-    mask = Ranked(ranked, division=division).mask({name: bits[name] for name in ranked})
+    mask = Ranked(ranked, division=division).mask({name: bits[name] for name in weights})
     warn_of_collapse([mask], stacklevel=2)
     return mask
 

@@ -11,6 +11,7 @@ from lottery_tickets._iterative._calls import Calls
 from lottery_tickets._iterative._rewinding import Options, RewindPoint
 from lottery_tickets._iterative._settings import Settings
 from lottery_tickets._ranks import Ranks
+from lottery_tickets.masks import reshard
 from lottery_tickets.training import Course, DataOrder, Judge, Recipe, Trainer
 
 
@@ -45,6 +46,7 @@ class Trainings:
             rewind: The rewinding point to begin at; None for the beginning.
             last_options: Of the optimizer at the end of the dense network's training, for fine-tuning.
         """
+        reshard(self.model)  # which a criterion's passes may have left whole
         settings, recipe = self.settings, self.recipe
         start = None if rewind is None else rewind.point
         if recipe.trainer_fn is not None:

@@ -159,12 +159,13 @@ def early_bird(
 
         figure_class()
 
-    from lottery_tickets.cli._meter import resident_bytes
+    from lottery_tickets.cli._meter import forget_peak, resident_bytes
     from lottery_tickets.early_bird import compute_early_bird_tickets
     from lottery_tickets.planning import plan_memory
     from lottery_tickets.training import SharedBatches, tensors_of
 
     where = chosen_device(device)
+    _rehearse(optimizer.value)
     before = resident_bytes() if where.type == "cpu" else 0
     subject = subject_of(
         model,
@@ -176,6 +177,7 @@ def early_bird(
         device=where,
         progress=session.progress,
     )
+    forget_peak()  # of reading the data
     if controls and subject.test_data is None:
         raise typer.BadParameter("a text has no classes to be right about", param_hint="--controls")
     plan = plan_memory(
@@ -237,6 +239,20 @@ def early_bird(
     if session.first:
         write_json(output / "results.json", "early-bird", report)
     return Report(report, lambda console: _show(console, report))
+
+
+def _rehearse(optimizer: str) -> None:
+    """Train a few weights for a step: what libraries load for it is not to be measured with a run."""
+    import torch
+
+    from lottery_tickets.cli._meter import rehearsing
+    from lottery_tickets.early_bird import compute_early_bird_tickets
+
+    data = [(torch.zeros(2, 2), torch.tensor([0, 1]))]
+    with rehearsing():
+        compute_early_bird_tickets(
+            torch.nn.Linear(2, 2), data, max_epochs=1, optimizer=optimizer, learning_rate=0.1, progress=False
+        )
 
 
 def _name(result: EarlyBirdResults) -> str:

@@ -22,6 +22,7 @@ from lottery_tickets.vision import DATASETS, NETWORKS
 
 if TYPE_CHECKING:
     from lottery_tickets.cli._material import Material
+    from lottery_tickets.cli._meter import Cost
     from lottery_tickets.runs import RunFolder
 
 _ALIASES = {"lenet": LENET}
@@ -215,6 +216,7 @@ def imp(
         figure_class()
 
     from lottery_tickets.cli._material import Material, held_out_of
+    from lottery_tickets.cli._meter import run_memory
 
     images = None if dataset is None else DATASETS[dataset]()
     if images is not None and validation is None:
@@ -251,8 +253,11 @@ def imp(
     )
     material = Material(plan, chosen_device(device), images)
     wanted = range(first_seed, first_seed + seeds)
-    found = _all_seeds(session, material, output, wanted, save_every=save_every)
-    report = report_of(plan, output, found)
+    material.rehearse()
+    later = bool(rewind_epoch or rewind_step)
+    memory = material.planned("iterative", session.group, run_dir=True, rewind_later=later)
+    found, cost = _all_seeds(session, material, output, wanted, save_every=save_every)
+    report = {**report_of(plan, output, found), "memory": run_memory(memory, cost, output)}
     if plot:
         from lottery_tickets.reports import draw, figures_of_rounds
 
@@ -267,25 +272,29 @@ def imp(
 
 def _all_seeds(
     session: Session, material: Material, output: Path, seeds: Sequence[int], *, save_every: int | None
-) -> dict[int, dict[str, Any]]:
-    """Seed to what came of it; what an earlier call has finished is not done again."""
-    material.make_model(seeds[0])
-    material.make_dataloaders(seeds[0])
+) -> tuple[dict[int, dict[str, Any]], Cost]:
+    """Seed to what came of it, and what this call took; what an earlier one has finished is not done again."""
+    from lottery_tickets.cli._meter import metered
+
     fractions = material.layer_fractions()
     with _claimed(output, material.plan, session) as run, session.run_in(output):
         found = {line["seed"]: line["results"] for line in run.lines}
-        for number, seed in enumerate(seeds, 1):
-            if seed in found:
-                continue
-            results = _one_seed(session, material, output / f"seed-{seed}", seed, fractions, save_every)
-            run.record({"seed": seed, "results": results})
-            run.save({}, {})
-            found[seed] = results
-            seconds = sum(one["seconds"] for one in results["rounds"])
-            session.note(
-                f"seed {seed} ({number} of {len(seeds)}): {len(results['rounds'])} trainings, {seconds:.0f} s"
-            )
-    return {seed: found[seed] for seed in seeds}
+
+        def train() -> None:
+            for number, seed in enumerate(seeds, 1):
+                if seed in found:
+                    continue
+                results = _one_seed(session, material, output / f"seed-{seed}", seed, fractions, save_every)
+                run.record({"seed": seed, "results": results})
+                run.save({}, {})
+                found[seed] = results
+                seconds = sum(one["seconds"] for one in results["rounds"])
+                session.note(
+                    f"seed {seed} ({number} of {len(seeds)}): {len(results['rounds'])} trainings, {seconds:.0f} s"
+                )
+
+        _, cost = metered(train, material.device)
+    return {seed: found[seed] for seed in seeds}, cost
 
 
 def _one_seed(

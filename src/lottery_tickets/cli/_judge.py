@@ -136,9 +136,8 @@ def overlap(
     from lottery_tickets.masks import Mask
     from lottery_tickets.overlap import compute_ticket_overlap
 
-    result: Mapping[str, Any] = compute_ticket_overlap(
-        Mask.load(first), Mask.load(second), method.value, strict=strict
-    )
+    found = compute_ticket_overlap(Mask.load(first), Mask.load(second), method.value, strict=strict)
+    result = {"first": str(first), "second": str(second), **found}
     return Report(result, lambda console: _show_overlap(console, result))
 
 

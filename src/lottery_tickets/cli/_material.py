@@ -15,7 +15,9 @@ from lottery_tickets.vision import DATASETS, NETWORKS, lenet_300_100
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.distributed import ProcessGroup
 
+    from lottery_tickets.planning import MemoryPlan
     from lottery_tickets.vision import Images
 
 _TESTED_AT_ONCE = 1000
@@ -92,6 +94,53 @@ class Material:
             "scheduler": self._scheduler(),
             "max_batch_size": plan.max_batch_size,
         }
+
+    def planned(self, operation: str, group: ProcessGroup | None = None, **options: Any) -> MemoryPlan:
+        """The memory of a training by this recipe, before it starts.
+
+        Args:
+            operation: What is done, as `plan_memory` calls it.
+            group: Processes that share out every batch.
+            options: Of the operation alone.
+        """
+        from lottery_tickets.planning import plan_memory, sizes_of
+        from lottery_tickets.training import SharedBatches
+
+        plan = self.plan
+        rows, length = sizes_of(SharedBatches(self.make_dataloaders(0)[0], group))
+        return plan_memory(
+            self.make_model(0),
+            operation,
+            batch_size=rows,
+            sequence_length=length,
+            optimizer=plan.optimizer,  # type: ignore[arg-type]
+            momentum=plan.momentum,
+            max_batch_size=plan.max_batch_size,
+            include=plan.include,
+            exclude=plan.exclude,
+            **options,
+        )
+
+    def rehearse(self) -> None:
+        """Train a few weights for a step: what libraries load for it is not to be measured with a run."""
+        import torch
+
+        from lottery_tickets.cli._meter import rehearsing
+        from lottery_tickets.iterative_pruning import compute_iterative_magnitude_pruning
+
+        data = [(torch.zeros(2, 2), torch.tensor([0, 1]))]
+        with rehearsing():
+            compute_iterative_magnitude_pruning(
+                torch.nn.Linear(2, 2).to(self.device),
+                data,
+                target_sparsity=0.5,
+                num_iterations=1,
+                eval_dataloader=data,
+                epochs=1,
+                optimizer=self.plan.optimizer,
+                learning_rate=self.plan.learning_rate,
+                progress=False,
+            )
 
     def steps(self, option: str) -> int:
         """Of a whole training.

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
+import logging
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+    from lottery_tickets.planning import MemoryPlan
 
 T = TypeVar("T")
 
@@ -52,9 +58,7 @@ def metered(work: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
     import torch
 
     cuda = device.type == "cuda"
-    gc.collect()
-    _give_back()
-    resettable = _reset_high_water()
+    resettable = forget_peak()
     host = _high_water()
     if cuda:
         torch.cuda.synchronize(device)
@@ -71,6 +75,49 @@ def metered(work: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
         peak - host if resettable and host is not None and peak is not None else None,
         torch.cuda.max_memory_allocated(device) - before if cuda else None,
     )
+
+
+@contextmanager
+def rehearsing() -> Iterator[None]:
+    """A block that does what is to be measured on next to nothing, so that libraries have loaded their code.
+
+    Nobody hears of it, and random states are afterwards what they were.
+    """
+    from lottery_tickets.runs import private_random_state
+
+    logger = logging.getLogger("lottery_tickets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with private_random_state(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def forget_peak() -> bool:
+    """Let the kernel's high-water mark begin anew at what is needed now; whether it does."""
+    gc.collect()
+    _give_back()
+    return _reset_high_water()
+
+
+def run_memory(plan: MemoryPlan, cost: Cost, folder: Path) -> dict[str, Any]:
+    """What a run was planned to take and the most that it took, in the call of it that took most.
+
+    Args:
+        plan: Of its training in this call.
+        cost: Of this call, which may have found all of it done.
+        folder: Of the run, whose results tell of the calls before.
+    """
+    peak = cost.host_bytes if cost.device_bytes is None else cost.device_bytes
+    now = {"plan": plan.as_dict(), "peak_bytes": peak}
+    try:
+        before: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))["memory"]
+        return before if before["peak_bytes"] >= (peak or 0) else now
+    except (OSError, ValueError, KeyError, TypeError):  # of no run, or of none that tells
+        return now
 
 
 def _give_back() -> None:

@@ -73,6 +73,8 @@ _COMMON: dict[str, tuple[Any, Any]] = {
     "debug": (DebugOption, False),
 }
 _INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
+# While they are imported, by transformers, these tell of kernels for other machines and of names that are to go.
+_CHATTERING = ("torchao", "torch.utils._pytree")
 _PIPE_WIDTH = 120  # columns where there is no terminal to ask
 
 
@@ -303,12 +305,16 @@ def _logging(verbose: bool, debug: bool) -> Iterator[None]:
     logger = logging.getLogger("lottery_tickets")
     handler: logging.StreamHandler[TextIO] = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    level = logger.level
+    chattering = [] if verbose or debug else [logging.getLogger(name) for name in _CHATTERING]
+    levels = {one: one.level for one in (logger, *chattering)}
     logger.addHandler(handler)
+    for one in chattering:
+        one.setLevel(logging.ERROR)
     usual = logging.WARNING if is_first() else logging.ERROR
     logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else usual)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        for one, level in levels.items():
+            one.setLevel(level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,22 +107,27 @@ def stability(
         subject, own = f"round-{round_:02d}", report["seeds"][:seeds]
 
     from lottery_tickets.cli._material import Material
+    from lottery_tickets.cli._meter import metered, run_memory
 
     material = Material(plan, chosen_device(device))
     wanted = _steps(material, steps)
     folder = output or run / "stability" / subject
     session.settle(steps=",".join(map(str, wanted)), seeds=len(own), output=folder)
+    material.rehearse()
+    memory = material.planned("instability")
+    measure = partial(
+        _measured,
+        *(material, run, round_, wanted, list(own)),
+        run_dir=folder / "state",
+        points=points,
+        recompute_batchnorm=recompute_batchnorm,
+        metric=metric.value,
+        threshold=threshold,
+        confidence=confidence,
+        progress=session.progress,
+    )
     with session.run_in(folder):
-        found = _measured(
-            *(material, run, round_, wanted, list(own)),
-            run_dir=folder / "state",
-            points=points,
-            recompute_batchnorm=recompute_batchnorm,
-            metric=metric.value,
-            threshold=threshold,
-            confidence=confidence,
-            progress=session.progress,
-        )
+        found, cost = metered(measure, material.device)
     told = {
         "network": plan.network_name,
         "data": plan.data_name,
@@ -129,6 +135,7 @@ def stability(
         "subject": subject,
         "seeds": list(own),
         **found,
+        "memory": run_memory(memory, cost, folder),
         "picture": str(folder / "curve.png") if plot else None,
     }
     if plot:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from lottery_tickets.cli._shell import Report, Session, command, new_table, numb
 from lottery_tickets.cli._told import write_json
 
 if TYPE_CHECKING:
+    from lottery_tickets.cli._material import Material
     from lottery_tickets.verdict import Control, TicketVerdict
 
 _CONTROLS = "dense,random_reinit,random_mask,layer_shuffled,early_bird"
@@ -90,17 +92,24 @@ def verdict(
         folder = folder.with_name(f"{folder.name}-seed-{chosen[0]}")
     by = metric or (Metric.accuracy if "accuracy" in report["rounds"][place]["numbers"] else Metric.loss)
     session.settle(round_=place, seeds=len(chosen), metric=by)
+    from lottery_tickets.cli._material import Material
+    from lottery_tickets.cli._meter import metered, run_memory
+
+    material = Material(plan, chosen_device(device))
+    material.rehearse()
+    memory = material.planned("verdict")
+    judge = partial(
+        _judged,
+        session,
+        *(material, run, report, place, chosen, folder),
+        controls=names,
+        margin=margin,
+        confidence=confidence,
+        metric=by.value,
+        judged_at=judged_at.value.replace("-", "_"),
+    )
     with session.run_in(folder):
-        judged = _judged(
-            session,
-            *(plan, run, report, place, chosen, folder),
-            device=device,
-            controls=names,
-            margin=margin,
-            confidence=confidence,
-            metric=by.value,
-            judged_at=judged_at.value.replace("-", "_"),
-        )
+        judged, cost = metered(judge, material.device)
     told = {
         "network": plan.network_name,
         "data": plan.data_name,
@@ -109,6 +118,7 @@ def verdict(
         "sparsity": report["rounds"][place]["sparsity"],
         **judged,
         "start": _start(report),
+        "memory": run_memory(memory, cost, folder),
         "trainings": [_without_evaluations(one) for one in judged["trainings"]],
     }
     write_json(folder / "results.json", "verdict", told)
@@ -117,23 +127,21 @@ def verdict(
 
 def _judged(
     session: Session,
-    plan: Plan,
+    material: Material,
     run: Path,
     report: Mapping[str, Any],
     place: int,
     seeds: list[int],
     folder: Path,
     *,
-    device: str,
     controls: list[Control],
     **standard: Any,
 ) -> TicketVerdict:
     """A ticket for each seed, or one for all where the run has but one."""
-    from lottery_tickets.cli._material import Material
     from lottery_tickets.masks import Mask
     from lottery_tickets.verdict import compute_ticket_verdict
 
-    material, own = Material(plan, chosen_device(device)), report["seeds"]
+    own = report["seeds"]
     masks = [Mask.load(mask_path(run, seed, place)) for seed in own[: len(seeds)]]
     rewound = [rewind_path(run, seed) for seed in own[: len(seeds)]] if report["rewind_step"] else None
     one = len(own) == 1

@@ -131,7 +131,10 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Makes what checkpoint metadata is made of, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "pathlib":  # of paths, only what they are called
+        if module in (
+            "pathlib",
+            "pathlib._local",
+        ):  # the latter in Python 3.13; of paths, only what they are called
             return PurePosixPath
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found

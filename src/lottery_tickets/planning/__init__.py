@@ -3,7 +3,12 @@
 from lottery_tickets.planning._amounts import amount_of, shown
 from lottery_tickets.planning._bytes import ITEMS
 from lottery_tickets.planning._configs import ShippedConfig, shipped_config, shipped_names
-from lottery_tickets.planning._guard import refuse_if_too_large, refuse_training_if_too_large, unchecked
+from lottery_tickets.planning._guard import (
+    refuse_if_too_large,
+    refuse_training_if_too_large,
+    sizes_of,
+    unchecked,
+)
 from lottery_tickets.planning._items import OPERATIONS
 from lottery_tickets.planning._knobs import Knob
 from lottery_tickets.planning._limits import FreeMemory, free_memory
@@ -26,5 +31,6 @@ __all__ = [
     "shipped_config",
     "shipped_names",
     "shown",
+    "sizes_of",
     "unchecked",
 ]

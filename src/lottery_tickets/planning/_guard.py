@@ -74,7 +74,7 @@ def refuse_if_too_large(
     device = _only_device(subject) if check and not _UNCHECKED.get() else None
     if device is None or _is_small(subject):
         return
-    rows, length = _sizes(dataloader)
+    rows, length = sizes_of(dataloader)
     if operation in TRAINING and device.type != "cpu":
         rows = 1
     settled = Options(device=device.type, batch_size=rows, sequence_length=length, **options)
@@ -165,13 +165,13 @@ def _is_small(subject: Subject) -> bool:
     return sum(one.numel() * one.element_size() for one in tensors) < _SMALL
 
 
-def _sizes(dataloader: Any) -> tuple[int, int]:
+def sizes_of(dataloader: Any) -> tuple[int, int]:
     """Samples of a batch and tokens of a sample, 1 where that is not known without asking for a batch."""
     if isinstance(dataloader, SharedBatches):
-        rows, length = _sizes(dataloader.dataloader)
+        rows, length = sizes_of(dataloader.dataloader)
         return math.ceil(rows / dataloader.processes), length
-    if isinstance(dataloader, torch.utils.data.DataLoader):
-        return dataloader.batch_size or 1, 1
+    if isinstance(told := getattr(dataloader, "batch_size", None), int):
+        return max(1, told), 1
     if not isinstance(dataloader, (list, tuple, Mapping)) or not dataloader:
         return 1, 1
     first = next(iter(batches_of(dataloader)))

@@ -20,6 +20,7 @@ from lottery_tickets.reports._content import (
     Table,
 )
 from lottery_tickets.reports._numbers import duration, memory, percent, plain
+from lottery_tickets.reports._tickets import names_apart, ticket_name
 
 Results = Mapping[str, Any]
 
@@ -104,11 +105,68 @@ def section_of_demo(results: Results, source: str) -> Section:
     )
 
 
-Measured = Mapping[str, Sequence[tuple[float, float | None, Sequence[float] | None]]]
+def section_of_evaluation(results: Results, source: str) -> Section:
+    """Tickets by their perplexity on one text."""
+    dense, given = results["baseline"], results["tickets"]
+    tickets = dict(zip(names_apart([ticket_name(path) for path in given]), given.values(), strict=True))
+    confidence = next(iter(tickets.values()))["confidence"]
+    there = {name: one for name, one in tickets.items() if one["perplexity"] is not None}
+    best = min(there, key=lambda name: there[name]["perplexity"], default=None)
+    shown = {"dense": dense, **there}
+    columns = ("perplexity", "perplexity_interval"), ("performance_retention", "retention_interval")
+    rows = [
+        [
+            Cell(name),
+            _cell(one["sparsity"], percent),
+            *(_with_interval(one[value], one[interval]) for value, interval in columns),
+            _cell(one["quality_score"], plain),
+        ]
+        for name, one in tickets.items()
+    ]
+    return Section(
+        title=f"Tickets of {results['model']} on {Path(results['text']).name}",
+        kind="evaluation",
+        source=source,
+        conclusion=""
+        if best is None
+        else f"The least perplexity of a ticket is {plain(there[best]['perplexity'])}, of {best} at sparsity "
+        f"{percent(there[best]['sparsity'])}.",
+        reason=f"The dense model has {plain(dense['perplexity'])} on the same windows.",
+        facts=[
+            Fact("dense perplexity", plain(dense["perplexity"])),
+            Fact("windows", plain(results["windows"])),
+            Fact("tokens a window", plain(results["context"])),
+        ],
+        figures=[
+            Intervals(
+                "perplexity",
+                "Perplexity of the tickets and of the dense model",
+                f"On {plain(results['windows'])} windows of {plain(results['context'])} tokens. Lines: "
+                f"{confidence:.0%} intervals over windows. Less is better.",
+                Axis("perplexity", scale="log"),
+                "ticket",
+                list(shown),
+                [Point(0, one["perplexity"], *_ends(one["perplexity_interval"])) for one in shown.values()],
+                "dense",
+            )
+        ],
+        tables=[Table("Tickets", ["ticket", "sparsity", "perplexity", "retention", "quality score"], rows)],
+        notes=[
+            "Retention: dense loss over ticket loss, 1 is as good as dense. Quality score: the sparsity, less "
+            "what it cost."
+        ],
+        configuration={
+            name: results[name] for name in ("model", "weights_digest", "text", "context", "windows", "dtype")
+        },
+        versions=results.get("made_with", {}),
+    )
+
+
+Measured = Mapping[str, Sequence[tuple[float, float | None, Sequence[float | None] | None]]]
 
 
 def _by_criterion(rows: Sequence[Mapping[str, Any]]) -> Measured:
-    found: dict[str, list[tuple[float, float | None, Sequence[float] | None]]] = {}
+    found: dict[str, list[tuple[float, float | None, Sequence[float | None] | None]]] = {}
     for row in sorted(rows, key=lambda row: row["quality"]["sparsity"]):
         quality = row["quality"]
         found.setdefault(row["criterion"], []).append(
@@ -119,7 +177,7 @@ def _by_criterion(rows: Sequence[Mapping[str, Any]]) -> Measured:
 
 def _perplexities(slug: str, title: str, found: Measured, results: Results) -> Figure:
     lines = [
-        Line(name, [Point(x, y, *(interval or (None, None))) for x, y, interval in values if y is not None])
+        Line(name, [Point(x, y, *_ends(interval)) for x, y, interval in values if y is not None])
         for name, values in found.items()
     ]
     windows = f"On {plain(results['windows'])} windows of {plain(results['context'])} tokens."
@@ -146,8 +204,15 @@ def _cell(value: float | None, spelling: Any) -> Cell:
     return Cell("") if value is None else Cell(spelling(value), float(value))
 
 
-def _with_interval(value: float | None, interval: Sequence[float] | None) -> Cell:
+def _with_interval(value: float | None, interval: Sequence[float | None] | None) -> Cell:
     if value is None:
         return Cell("not finite")
-    between = "" if interval is None else f" [{plain(interval[0])}, {plain(interval[1])}]"
+    low, high = _ends(interval)
+    between = "" if low is None or high is None else f" [{plain(low)}, {plain(high)}]"
     return Cell(plain(value) + between, value)
+
+
+def _ends(interval: Sequence[float | None] | None) -> tuple[float | None, float | None]:
+    """Of an interval; none of one that reaches to infinity, which JSON cannot write."""
+    low, high = interval or (None, None)
+    return (None, None) if low is None or high is None else (low, high)

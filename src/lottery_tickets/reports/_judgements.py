@@ -19,6 +19,7 @@ from lottery_tickets.reports._content import (
     Section,
     Table,
 )
+from lottery_tickets.reports._memory import memory_bars
 from lottery_tickets.reports._numbers import percent, plain
 from lottery_tickets.reports._rounds import score_axis
 
@@ -50,13 +51,14 @@ def section_of_verdict(results: Results, source: str) -> Section:
             [_readable(one) for one in networks],
             [_mean_point(numbers[score]) for numbers in networks.values()],
             "ticket",
-        )
+        ),
+        memory_bars(results["memory"]["plan"], results["memory"]["peak_bytes"]),
     ]
     differences = {one: numbers[score] for one, numbers in results["differences"].items()}
     rows = [
         [
             Cell(_readable(test["control"])),
-            Cell(test["claim"]),
+            Cell(_readable(test["claim"])),
             Cell(_signed(test["mean_gain"]), test["mean_gain"]),
             Cell(f"{test['p_value']:.2g}", test["p_value"]),
             Cell("shown" if test["shown"] else "the opposite shown" if test["refuted"] else "cannot be told"),
@@ -137,8 +139,8 @@ def section_of_stability(results: Results, source: str) -> Section:
     """From which step on the order of the data no longer matters."""
     step, certain = results["rewind_step"], results["certain_step"]
     seeds = results["seeds"]
-    figures: list[Figure] = [figure_of_barriers(results)]
-    figures.append(_paths(results))
+    measured = memory_bars(results["memory"]["plan"], results["memory"]["peak_bytes"])
+    figures: list[Figure] = [figure_of_barriers(results), _paths(results), measured]
     return Section(
         title=f"Stability of {results['network']} on {results['data']}, {results['subject']}",
         kind="linear mode connectivity",

@@ -8,6 +8,8 @@ from typing import Any
 from lottery_tickets.reports._content import Axis, Bars, Fact, Level, Section
 from lottery_tickets.reports._numbers import memory, plain
 
+_STEPS = (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+
 
 def memory_bars(plan: Mapping[str, Any], measured: int | None) -> Bars:
     """Items of a plan and their sum, beside what was measured where anything was.
@@ -26,18 +28,28 @@ def memory_bars(plan: Mapping[str, Any], measured: int | None) -> Bars:
         summary += " Activations are an estimate."
     if measured is not None:
         shown["measured"] = measured
-        summary += " Measured: the most that the process had, less what it had before the model was loaded."
+        summary += (
+            " Measured: the most that the process had, less what it had before the model was there; code of "
+            "libraries that came meanwhile is in it, and in no plan."
+        )
     limit = plan["limit"]
     return Bars(
         "memory",
         "Memory, planned and measured" if measured is not None else "Memory, planned",
         summary + ("" if limit is None else f" Dashed: the limit, {memory(limit)}."),
-        Axis("memory", spelling=memory, from_zero=True),
+        Axis("memory", spelling=memory, from_zero=True, ticks=_ticks(max(*shown.values(), limit or 0))),
         "item",
         list(shown),
         list(shown.values()),
         None if limit is None else Level(limit, f"limit: {memory(limit)}"),
     )
+
+
+def _ticks(most: int) -> list[float]:
+    """Round numbers of the unit that the largest is told in, six at most."""
+    unit = 1024 ** max(0, (most.bit_length() - 1) // 10)
+    step = next(one for one in _STEPS if most / unit <= 5 * one) * unit
+    return [step * turn for turn in range(int(most / step) + 1)]
 
 
 def section_of_plan(plan: Mapping[str, Any], source: str) -> Section:

@@ -131,6 +131,8 @@ def _(figure: Bars, panel: Any) -> None:
         panel.invert_yaxis()
         panel.xaxis.set_major_formatter(_formatter(figure.axis))
         panel.set_xlabel(figure.axis.title)
+        if figure.axis.ticks is not None:
+            panel.set_xticks(figure.axis.ticks)
         _quiet(panel, "x")
         if figure.limit is not None:
             panel.axvline(figure.limit.y, color="black", linewidth=1, linestyle="--")
@@ -140,6 +142,8 @@ def _(figure: Bars, panel: Any) -> None:
         panel.set_ylabel(figure.axis.title)
         panel.yaxis.set_major_formatter(_formatter(figure.axis))
         _quiet(panel, "y")
+        if figure.limit is not None:
+            panel.axhline(figure.limit.y, color="black", linewidth=1, linestyle="--")
 
 
 @_on.register

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lottery_tickets.reports._content import Axis, Curves, Fact, Figure, Line, Point, Section
+from lottery_tickets.reports._memory import memory_bars
 from lottery_tickets.reports._numbers import duration, percent, plain, precise_percent
 from lottery_tickets.reports._tickets import distance_matrix, layer_bars, layer_table, load_tickets
 
@@ -95,6 +96,7 @@ def section_of_rounds(results: Results, folder: Path, configuration: Mapping[str
         figures.append(
             distance_matrix(tickets, "density", f"Between the tickets of seed {first_seed}, by weights left.")
         )
+    figures.append(memory_bars(results["memory"]["plan"], results["memory"]["peak_bytes"]))
     tables = [layer_table(list(tickets.values())[-1], whose)] if tickets else []
     early, _, name = scores_of(results)
     seconds = sum(one["seconds"] for run in results["runs"].values() for one in run["rounds"])

@@ -8,12 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from lottery_tickets._score_files import FORMAT as SCORES
 from lottery_tickets.errors import LotteryTicketError, ReportError
 from lottery_tickets.masks import Mask
-from lottery_tickets.reports._comparisons import section_of_comparison, section_of_demo
+from lottery_tickets.reports._comparisons import (
+    section_of_comparison,
+    section_of_demo,
+    section_of_evaluation,
+)
 from lottery_tickets.reports._content import Document, Section
 from lottery_tickets.reports._judgements import section_of_stability, section_of_verdict
 from lottery_tickets.reports._memory import section_of_plan
@@ -24,15 +29,16 @@ from lottery_tickets.reports._searches import sections_of_search
 from lottery_tickets.reports._tickets import (
     load_tickets,
     names_apart,
+    section_of_overlap,
     section_of_overlaps,
     section_of_scores,
     section_of_ticket,
 )
 
-_RESULTS, _CONFIG = "results.json", "config.json"
+_RESULTS, _CONFIG, _OPTIONS = "results.json", "config.json", "run.yaml"
 _KNOWN = (
-    "the folder of a run of early-bird, imp, verdict or stability, a file that a command wrote as JSON, a ticket "
-    "or a file of scores"
+    "the folder of a run of early-bird, imp, verdict or stability, what evaluate, overlap, compare, plan or demo "
+    "wrote as JSON, a ticket or a file of scores"
 )
 
 Found = tuple[list[Section], list[tuple[str, Mask]]]  # what to say, and the tickets to lay beside each other
@@ -146,6 +152,18 @@ def _of_plans(results: Mapping[str, Any], path: Path) -> Found:
     return [section_of_plan(plan, str(path)) for plan in results["plans"]], []
 
 
+def _with_settings(
+    section: Callable[[Mapping[str, Any], str], Section],
+) -> Callable[[Mapping[str, Any], Path], Found]:
+    """Of a run that lies in its folder beside the options that it was started with."""
+
+    def read(results: Mapping[str, Any], path: Path) -> Found:
+        found = section(results, str(path))
+        return [replace(found, configuration={**found.configuration, **_settings(path.parent)})], []
+
+    return read
+
+
 def _alone(section: Callable[[Mapping[str, Any], str], Section]) -> Callable[[Mapping[str, Any], Path], Found]:
     return lambda results, path: ([section(results, str(path))], [])
 
@@ -153,12 +171,25 @@ def _alone(section: Callable[[Mapping[str, Any], str], Section]) -> Callable[[Ma
 _READERS: dict[str, Callable[[Mapping[str, Any], Path], Found]] = {
     "imp": _of_imp,
     "early-bird": _of_search,
-    "verdict": _alone(section_of_verdict),
-    "stability": _alone(section_of_stability),
+    "verdict": _with_settings(section_of_verdict),
+    "stability": _with_settings(section_of_stability),
+    "evaluate": _alone(section_of_evaluation),
+    "overlap": _alone(section_of_overlap),
     "compare": _alone(section_of_comparison),
     "demo": _alone(section_of_demo),
     "plan": _of_plans,
 }
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Every option as the command has written it down; empty where that is gone."""
+    path = folder / _OPTIONS
+    try:
+        return {str(name): value for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name}: {error}") from error
 
 
 def _configuration(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,10 +13,17 @@ from lottery_tickets._score_files import read_scores
 from lottery_tickets.detection import differing_bits
 from lottery_tickets.masks import Mask, readable_metadata
 from lottery_tickets.overlap import compute_ticket_overlap
-from lottery_tickets.reports._content import Axis, Bars, Cell, Fact, Matrix, Section, Table
+from lottery_tickets.reports._content import Axis, Bars, Cell, Fact, Level, Matrix, Section, Table
 from lottery_tickets.reports._numbers import memory, percent, plain
 
 MOST_TICKETS = 24  # in one matrix
+
+_SHADES = "The stronger the colour, the more they agree; 1 is the same ticket."
+_METHODS = {
+    "jaccard": "Jaccard index: weights that both keep, of those that either keeps.",
+    "dice": "Dice index: twice the weights that both keep, of those of the one and of the other.",
+    "overlap": "Overlap coefficient: weights that both keep, of those of the sparser one.",
+}
 
 
 def load_tickets(paths: Mapping[str, Path]) -> dict[str, Mask]:
@@ -106,14 +114,65 @@ def section_of_overlaps(tickets: Mapping[str, Mask]) -> Section | None:
     matrix = Matrix(
         "overlap",
         "Overlap of tickets",
-        "Jaccard index: weights that both keep, of those that either keeps. The stronger the colour, the more "
-        f"they agree; 1 is the same ticket. By chance it would be {chance}.",
+        f"{_METHODS['jaccard']} {_SHADES} By chance it would be {chance}.",
         Axis("overlap", spelling=_two_digits),
         "ticket",
         names,
         values,
     )
     return Section("Tickets beside each other", "overlap", figures=[matrix], notes=notes)
+
+
+def section_of_overlap(results: Mapping[str, Any], source: str) -> Section:
+    """Two tickets beside each other, as `overlap` has compared them."""
+    method, whole, chance = results["method"], results["overall_overlap"], results["expected_by_chance"]
+    names = names_apart([ticket_name(results[one]) for one in ("first", "second")])
+    layers, counts = results["layer_overlaps"], results["summary"]
+    return Section(
+        title=f"Overlap of {' and '.join(names)}",
+        kind="overlap",
+        source=source,
+        conclusion=f"Both keep {plain(counts['total_intersection'])} weights, of "
+        f"{plain(counts['total_union'])} that either keeps.",
+        reason=f"{method.capitalize()} index {whole:.3f}; by chance it would be {chance:.3f}.",
+        facts=[
+            Fact(method, f"{whole:.4f}"),
+            Fact("by chance", f"{chance:.4f}"),
+            *([] if results["z_score"] is None else [Fact("z-score", plain(results["z_score"]))]),
+            Fact("sparsities", f"{percent(counts['sparsity_mask1'])}, {percent(counts['sparsity_mask2'])}"),
+        ],
+        figures=[
+            Matrix(
+                "overlap",
+                "Overlap of two tickets",
+                f"{_METHODS[method]} {_SHADES} By chance it would be {chance:.3f}.",
+                Axis("overlap", spelling=_two_digits),
+                "ticket",
+                names,
+                [[1.0, whole], [whole, 1.0]],
+            ),
+            Bars(
+                "layers",
+                "Overlap in each tensor",
+                f"The same within each tensor. Dashed: over all of them, {whole:.3f}.",
+                Axis("overlap", spelling=_two_digits, from_zero=True),
+                "tensor",
+                list(layers),
+                list(layers.values()),
+                Level(whole, f"over all: {whole:.3f}"),
+            ),
+        ],
+        tables=[
+            Table(
+                "Overlap in each tensor",
+                ["tensor", method],
+                [[Cell(name), Cell(f"{one:.4f}", one, one)] for name, one in layers.items()],
+            )
+        ],
+        notes=results["warnings"],
+        configuration={name: results[name] for name in ("first", "second", "method")},
+        versions=results.get("made_with", {}),
+    )
 
 
 def section_of_ticket(path: Path) -> tuple[Section, Mask]:
@@ -182,6 +241,11 @@ def _summary(tensor: torch.Tensor) -> tuple[int, float, float, float]:
     if not tensor.numel():
         return 0, 0.0, 0.0, 0.0
     return tensor.numel(), float(tensor.double().mean()), float(tensor.min()), float(tensor.max())
+
+
+def ticket_name(path: str) -> str:
+    """What to call the ticket of a file."""
+    return Path(path).name.removesuffix(".safetensors")
 
 
 def names_apart(names: Sequence[str]) -> list[str]:

@@ -192,6 +192,14 @@ def _scale(axis: Axis, figure: Curves | None) -> Spec:
     return scale
 
 
+# As `memory` spells numbers, but for digits that say nothing.
+_MEMORY = (
+    "datum.value == 0 ? '0' : datum.value >= 1073741824 ? format(datum.value / 1073741824, ',.3~r') + ' GiB' : "
+    "datum.value >= 1048576 ? format(datum.value / 1048576, ',.3~r') + ' MiB' : "
+    "format(datum.value / 1024, ',.3~r') + ' KiB'"
+)
+
+
 def _axis(axis: Axis, width: int) -> Spec:
     shown: Spec = {"title": axis.title, "labelOverlap": "greedy", "labelSeparation": 8}
     if axis.ticks is not None:
@@ -199,7 +207,7 @@ def _axis(axis: Axis, width: int) -> Spec:
     if axis.percent:
         shown["labelExpr"] = "format(100 * datum.value, '.3~r') + '%'"
     elif axis.spelling.__name__ == "memory":
-        shown["labelExpr"] = "format(datum.value / 1048576, ',.3~r') + ' MiB'"
+        shown["labelExpr"] = _MEMORY
     else:
         shown["labelExpr"] = "abs(datum.value) >= 1e6 ? format(datum.value, '.0e') : format(datum.value, ',.6~r')"
     shown["tickCount"] = 6 if width == WIDE else 4
@@ -224,6 +232,11 @@ def _(figure: Bars, width: int) -> Spec:
         "scale": {"zero": True, "nice": True},
         "axis": _axis(figure.axis, width),
     }
+    limits: Spec = {
+        "mark": {"type": "rule", "strokeDash": [4, 4], "color": "var(--muted)", "strokeWidth": 1.5},
+    }
+    if figure.limit is not None:
+        limits["data"] = {"values": [{"value": figure.limit.y, "tip": figure.limit.name}]}
     if len(rows) > _NAMED_BARS:
         bars: Spec = {
             "mark": {"type": "bar", "color": _SERIES[0], "binSpacing": 0},
@@ -238,7 +251,9 @@ def _(figure: Bars, width: int) -> Spec:
                 **tip,
             },
         }
-        return {"height": 220, "data": {"values": rows}, **bars}
+        across = {"y": value, **tip, "x": {"value": 0}, "x2": {"value": "width"}}
+        lines = [] if figure.limit is None else [{**limits, "encoding": across}]
+        return {"height": 220, "data": {"values": rows}, "layer": [bars, *lines]}
     y = {
         "field": "place",
         "type": "ordinal",
@@ -253,13 +268,8 @@ def _(figure: Bars, width: int) -> Spec:
         },
     ]
     if figure.limit is not None:
-        layers.append(
-            {
-                "data": {"values": [{"value": figure.limit.y, "tip": figure.limit.name}]},
-                "mark": {"type": "rule", "strokeDash": [4, 4], "color": "var(--muted)", "strokeWidth": 1.5},
-                "encoding": {"x": value, **tip, "y": {"value": 0}, "y2": {"value": "height"}},
-            }
-        )
+        down = {"x": value, **tip, "y": {"value": 0}, "y2": {"value": "height"}}
+        layers.append({**limits, "encoding": down})
     for layer in layers[:2]:
         layer["encoding"] = {"y": y, **layer["encoding"]}
     return {"height": {"step": 24}, "data": {"values": rows}, "layer": layers}

@@ -15,6 +15,9 @@ from lottery_tickets.masks import PackedBits
 
 Counts = npt.NDArray[np.int64]
 
+# Some bits of a number: (place, mask) for `(number >> place) & mask`.
+Digit = tuple[int, int]
+
 # Bits of the first histogram.
 LEADING = 15
 
@@ -84,6 +87,55 @@ def bits_inside(integers: torch.Tensor, low: int, high: int, shift: int) -> Coun
     integer = weights.dtype.type
     _kernels.histogram_inside(weights, integer(low), integer(high), shift, bins)
     return bins
+
+
+def digit_sums(integers: torch.Tensor, stored: int, digit: Digit) -> Counts:
+    """Sums of a digit of the magnitudes' significands, by exponent.
+
+    Args:
+        integers: Of weights.
+        stored: How many bits of a significand a weight has.
+        digit: Which bits of the significand, together fewer than 63 with those of the number of weights.
+    """
+    exponents = 1 << (8 * integers.element_size() - 1 - stored)
+    if not integers.is_cpu:
+        return _digit_sums_torch(integers, stored, digit, exponents)
+    from lottery_tickets import _kernels
+
+    ways = np.zeros((_kernels.WAYS, exponents + _kernels.STRIDE_PADDING), np.int64)
+    _kernels.sum_digits(integers.numpy(), stored, *digit, ways.reshape(-1))
+    total: Counts = ways[:, :exponents].sum(axis=0)
+    return total
+
+
+def moments(integers: torch.Tensor, low: int, high: int, shift: int, first: Digit, second: Digit) -> Counts:
+    """Of the magnitudes in [low, high], by `(magnitude - low) >> shift`: counts, and sums of digits.
+
+    Args:
+        integers: Of weights.
+        low: The smallest magnitude.
+        high: The largest.
+        shift: Bits that are not told apart.
+        first: A digit of at most 16 bits.
+        second: What it is multiplied with, another or the same.
+
+    Returns:
+        (cells, 3): how many, the sum of their first digit, and that of the first times the second.
+    """
+    cells = (high - low >> shift) + 1
+    if not integers.is_cpu:
+        return _moments_torch(integers, low, high, shift, first, second)
+    from lottery_tickets import _kernels
+
+    # Rows of four lie in one line of the cache each.
+    table = np.zeros((cells, 4), np.int64)
+    weights = integers.numpy()
+    integer = weights.dtype.type
+    if low == 0 and high == np.iinfo(weights.dtype).max:
+        _kernels.moments(weights, shift, first, second, table)
+    else:
+        _kernels.moments_inside(weights, integer(low), integer(high), shift, first, second, table)
+    return table[:, :3]
 
 
 def bits_by_prefix(integers: torch.Tensor, prefixes: Ladder, shift: int, finer: int) -> Counts:
@@ -162,6 +214,27 @@ def _bits_inside_torch(integers: torch.Tensor, low: int, high: int, shift: int) 
     magnitudes = _magnitudes(integers)
     inside = magnitudes[(magnitudes >= low) & (magnitudes <= high)].long() - low
     return torch.bincount(inside >> shift, minlength=(high - low >> shift) + 1).cpu().numpy()
+
+
+def _digit_sums_torch(integers: torch.Tensor, stored: int, digit: Digit, exponents: int) -> Counts:
+    magnitudes = _magnitudes(integers).long()
+    above = magnitudes >> stored
+    significands = (magnitudes & (1 << stored) - 1) | ((above > 0).long() << stored)
+    sums = torch.zeros(exponents, dtype=torch.int64, device=integers.device)
+    found: Counts = sums.index_add_(0, above, significands >> digit[0] & digit[1]).cpu().numpy()
+    return found
+
+
+def _moments_torch(integers: torch.Tensor, low: int, high: int, shift: int, first: Digit, second: Digit) -> Counts:
+    magnitudes = _magnitudes(integers)
+    inside = magnitudes[(magnitudes >= low) & (magnitudes <= high)].long()
+    cells, number = (inside - low) >> shift, (high - low >> shift) + 1
+    one, two = ((inside >> place) & mask for place, mask in (first, second))
+    table = torch.zeros((number, 3), dtype=torch.int64, device=integers.device)
+    for column, values in enumerate((torch.ones_like(one), one, one * two)):
+        table[:, column].index_add_(0, cells, values)
+    found: Counts = table.cpu().numpy()
+    return found
 
 
 def _bits_by_prefix_torch(integers: torch.Tensor, prefixes: Ladder, shift: int, finer: int) -> Counts:

@@ -250,8 +250,13 @@ def _allocate(ranked: Ranked, sparsities: Sequence[float], rule: Rule) -> list[d
     if allocation in ("lamp", "owl"):
         _check_summable(ranked, allocation)
         if allocation == "lamp":
-            return lamp_removals(ranked.tensors, removals, pages=ranked.pages, progress=ranked.progress)
-        shares = outlier_shares(ranked.tensors, rule.owl_threshold, pages=ranked.pages)
+            return lamp_removals(
+                *(ranked.tensors, removals),
+                pages=ranked.pages,
+                division=ranked.division,
+                progress=ranked.shown,
+            )
+        shares = outlier_shares(ranked.tensors, rule.owl_threshold, pages=ranked.pages, division=ranked.division)
         return [outlier_removals(numels, shares, removed, rule.owl_lambda) for removed in removals]
     return [uniform_removals(numels, removed) for removed in removals]
 
@@ -323,12 +328,6 @@ def _count_nan(tensor: torch.Tensor) -> int:
 
 def _check_summable(ranked: Ranked, allocation: str) -> None:
     """LAMP and OWL sum over a tensor, so they need numbers that have a sum, and that rank as they are."""
-    if ranked.division is not None:
-        raise SparsityError(
-            f"allocation={allocation!r} adds up the weights of whole tensors in their order, and these lie on "
-            "several ranks. Draw the mask from the checkpoint's folder, which takes little memory, and each rank "
-            "takes its part of it; or choose another allocation."
-        )
     if ranked.nan == "prune":
         raise SparsityError(
             f"allocation={allocation!r} and nan='prune' contradict each other: a sum with NaN in it is none. "
@@ -336,7 +335,7 @@ def _check_summable(ranked: Ranked, allocation: str) -> None:
         )
     infinite = [
         name
-        for name, (low, high) in extremes(ranked.tensors, pages=ranked.pages).items()
+        for name, (low, high) in extremes(ranked.tensors, pages=ranked.pages, division=ranked.division).items()
         if math.isinf(max(-low, high))
     ]
     if infinite:

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
+import numpy as np
 import torch
 
+from lottery_tickets.masks import Division
 from lottery_tickets.sparsity import _counting
-from lottery_tickets.sparsity._blocks import Pages, Weights, flat_range, for_each_run, pattern_of
-
-# Weights added at a time: converted to float64 they stay in the processor's cache.
-_RUN = 1 << 17
+from lottery_tickets.sparsity._blocks import Pages, Weights, pattern_of
+from lottery_tickets.sparsity._moments import magnitude_sums
 
 
 def outlier_shares(
-    tensors: Mapping[str, torch.Tensor], threshold: float, *, pages: Pages | None = None
+    tensors: Mapping[str, torch.Tensor],
+    threshold: float,
+    *,
+    pages: Pages | None = None,
+    division: Division | None = None,
 ) -> dict[str, Fraction]:
     """Name to the share of the weights of its block whose magnitude is above `threshold` times the block's mean.
 
     A block is what OWL calls a layer: the tensors of one transformer block, told by names that agree up to their
-    first number ("model.layers.3"); a name without a number is a block of its own.
+    first number ("model.layers.3"); a name without a number is a block of its own. The mean is exact.
+
+    Args:
+        tensors: Name to weights without NaN and inf.
+        threshold: M of OWL.
+        pages: What is told where weights will be read, if they lie in files.
+        division: How tensors of which these are parts are spread over ranks, all of which then make this call.
     """
-    shares: dict[str, Fraction] = {}
-    for names in _blocks(tensors).values():
-        block = {name: tensors[name] for name in names}
-        numel = sum(tensor.numel() for tensor in block.values())
-        line = threshold * _sum(block, pages) / max(numel, 1)
-        outliers = sum(_count_above(tensor, line, pages) for tensor in block.values())
-        shares |= dict.fromkeys(names, Fraction(outliers, max(numel, 1)))
-    return shares
+    shapes = {name: one.shape for name, one in tensors.items()} if division is None else division.shapes
+    sums = magnitude_sums(tensors, pages=pages, division=division)
+    blocks = list(_blocks(tensors).values())
+    numels = [sum(shapes[name].numel() for name in names) for names in blocks]
+    outliers = np.zeros(len(blocks), np.int64)
+    for turn, (names, numel) in enumerate(zip(blocks, numels, strict=True)):
+        line = Fraction(threshold) * sum(sums[name] for name in names) / max(numel, 1)
+        here = [name for name in names if division is None or name in division.counted]
+        outliers[turn] = sum(_count_above(tensors[name], line, pages) for name in here)
+    if division is not None:
+        outliers = division.ranks.sum(outliers)
+    return {
+        name: Fraction(count, max(numel, 1))
+        for names, numel, count in zip(blocks, numels, outliers.tolist(), strict=True)
+        for name in names
+    }
 
 
 def _blocks(names: Iterable[str]) -> dict[str, list[str]]:
@@ -43,28 +60,20 @@ def _blocks(names: Iterable[str]) -> dict[str, list[str]]:
     return blocks
 
 
-def _sum(tensors: Mapping[str, torch.Tensor], pages: Pages | None) -> float:
-    """Sum of the magnitudes in float64."""
-    runs = [
-        (tensor, start, min(start + _RUN, tensor.numel()))
-        for tensor in tensors.values()
-        for start in range(0, tensor.numel(), _RUN)
-    ]
-    sums = for_each_run(
-        lambda run: float(torch.linalg.vector_norm(flat_range(*run), 1, dtype=torch.float64)),
-        *(runs, lambda run: flat_range(*run), pages),
-    )
-    return math.fsum(sums)
-
-
-def _count_above(tensor: torch.Tensor, line: float, pages: Pages | None) -> int:
+def _count_above(tensor: torch.Tensor, line: Fraction, pages: Pages | None) -> int:
     """How many magnitudes are greater than the line."""
-    weights = Weights({"": tensor}, pages=pages)
-    key = _largest_pattern_upto(line, weights.dtype)
+    weights = Weights({"": tensor}, dtype=tensor.dtype, pages=pages)
+    key = _largest_pattern_upto(line, weights)
     return sum(weights.for_each(lambda block: int(_counting.above(weights.integers(block), [key])[0])))
 
 
-def _largest_pattern_upto(line: float, dtype: torch.dtype) -> int:
+def _largest_pattern_upto(line: Fraction, weights: Weights) -> int:
     """The pattern of the largest magnitude of this type that is not above the line."""
-    nearest = float(torch.tensor(line, dtype=dtype))
-    return pattern_of(nearest, dtype) - (nearest > line)
+    if line > Fraction(torch.finfo(weights.dtype).max):
+        return weights.infinity
+    nearest = pattern_of(float(line), weights.dtype)
+    while Fraction(weights.value_of(nearest)) > line:
+        nearest -= 1
+    while nearest + 1 < weights.infinity and Fraction(weights.value_of(nearest + 1)) <= line:
+        nearest += 1
+    return nearest

@@ -75,6 +75,11 @@ class Ranked:
         """Name to the number of weights of the whole tensor."""
         return {name: shape.numel() for name, shape in self.shapes.items()}
 
+    @property
+    def shown(self) -> str | None:
+        """Name of a progress bar here: one bar is that of all ranks."""
+        return self.progress if self.division is None or self.division.ranks.first else None
+
     def selector(self, names: Iterable[str]) -> Selector:
         """What draws lines through some of the tensors.
 
@@ -83,9 +88,7 @@ class Ranked:
         """
         tensors = {name: self.tensors[name] for name in names}
         if self.use_histogram:
-            first = self.division is None or self.division.ranks.first
-            shown = self.progress if first else None  # one bar for all ranks
-            make = partial(Selection, division=self.division, pages=self.pages, progress=shown)
+            make = partial(Selection, division=self.division, pages=self.pages, progress=self.shown)
             return make(tensors, rescore=self.rescore, dtype=self.dtype, nan=self.nan)
         if self.division is not None:
             raise SparsityError(

@@ -7,7 +7,7 @@ from lottery_tickets.training._configuration import configuration, described
 from lottery_tickets.training._course import Course, Evaluation, Judge, Point, early_stopping
 from lottery_tickets.training._fused_sgd import FusedSGD
 from lottery_tickets.training._graph import uses_of
-from lottery_tickets.training._joined import joined, lies_in_parts
+from lottery_tickets.training._joined import joined, let_go, lies_in_parts
 from lottery_tickets.training._memory import (
     DecoderSizes,
     TrainingBytes,
@@ -65,6 +65,7 @@ __all__ = [
     "early_stopping",
     "joined",
     "length_of",
+    "let_go",
     "lies_in_parts",
     "log_training_bytes",
     "make_optimizer",

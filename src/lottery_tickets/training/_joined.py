@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import overload
 
@@ -70,6 +71,16 @@ def joined(
         process_group = dist.group.WORLD
     first = next(model.parameters(), None)
     return model, Ranks(process_group, None if first is None else first.device)
+
+
+def let_go(ranks: Ranks) -> None:
+    """Collect what is left of a training, so that nothing refers to the process group any more.
+
+    Optimizers and their hooks refer to each other, and so do frames of ours and errors in what torch imports when
+    it makes its first optimizer. If the process ended before they are collected, gloo might abort it.
+    """
+    if ranks.group is not None:
+        gc.collect()
 
 
 def lies_in_parts(model: nn.Module) -> bool:

@@ -46,9 +46,9 @@ class _InParts:
         # Before the others begin to send, who would wait for a rank that has no memory for it.
         whole = torch.empty(self.shape, dtype=self.dtype) if self._ranks.first else None
         brought = self._ranks.bring(self._local.contiguous(), [shard.part for shard in shards])
-        for shard, part in zip(shards if self._ranks.first else (), brought, strict=True):
+        for rank, part in enumerate(brought):
             assert whole is not None
-            for there, here in shard.pairs(whole, part):
+            for there, here in shards[rank].pairs(whole, part):
                 there.copy_(here)
         return whole
 
@@ -85,8 +85,7 @@ def copy_part(name: str, whole: torch.Tensor, like: torch.Tensor, own: torch.Ten
             raise TrainingError(f"{name}: one tensor is cut in one way and the other in another. Cut both alike.")
         own.copy_(local_of(whole))
         return
-    for there, here in shard_of(name, like).pairs(whole, own):
-        here.copy_(there)
+    own.copy_(shard_of(name, like).take(whole))
 
 
 def first_place(name: str, parameter: torch.Tensor) -> int:

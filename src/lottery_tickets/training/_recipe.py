@@ -136,6 +136,9 @@ class Recipe:
         Args:
             model: To be trained.
             keeper: The argument for which states are kept.
+
+        Raises:
+            TrainingError: They cannot.
         """
         if self.optimizer == "adamw8bit" and lies_in_parts(model):
             raise TrainingError(

@@ -17,10 +17,9 @@ from lottery_tickets.cli._schemas._files import (
     ScoreResults,
     UnitMaskResults,
 )
-from lottery_tickets.cli._schemas._judged import CompareResults, DemoResults, EvaluateResults
+from lottery_tickets.cli._schemas._judged import CompareResults, DemoResults, EvaluateResults, OverlapResults
 from lottery_tickets.cli._schemas._memory import PlanResults
 from lottery_tickets.cli._schemas._runs import EarlyBirdRun, ImpRun, StabilityRun, VerdictRun
-from lottery_tickets.overlap import TicketOverlap
 
 __all__ = ["SCHEMAS"]
 
@@ -28,7 +27,7 @@ SCHEMAS: dict[str, type] = {
     "mask": MaskResults,
     "score": ScoreResults,
     "evaluate": EvaluateResults,
-    "overlap": TicketOverlap,
+    "overlap": OverlapResults,
     "compare": CompareResults,
     "inspect": InspectResults,
     "apply": ApplyResults,

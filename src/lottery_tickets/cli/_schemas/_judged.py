@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 
 from lottery_tickets._quality import Baseline, TicketQuality
 from lottery_tickets.cli._comparison import Row
+from lottery_tickets.overlap import TicketOverlap
 
 
 class EvaluateResults(TypedDict):
@@ -30,6 +31,18 @@ class EvaluateResults(TypedDict):
     dtype: str
     baseline: Baseline
     tickets: dict[str, TicketQuality]
+
+
+class OverlapResults(TicketOverlap):
+    """How far two tickets keep the same weights.
+
+    Attributes:
+        first: File of one ticket.
+        second: Of the other.
+    """
+
+    first: str
+    second: str
 
 
 class CalibrationText(TypedDict):

@@ -75,6 +75,19 @@ class EarlyBirdRun(TypedDict):
     memory: SearchMemory
 
 
+class RunMemory(TypedDict):
+    """Memory of a run.
+
+    Attributes:
+        plan: What training was planned to take.
+        peak_bytes: The most that there was above what was there before the first network was made: of torch's
+            allocations on an accelerator, else resident in the first process. Null where the system does not say.
+    """
+
+    plan: PlannedMemory
+    peak_bytes: int | None
+
+
 class OverSeeds(TypedDict):
     """A number of one round.
 
@@ -177,6 +190,7 @@ class ImpRun(TypedDict):
         rewind_step: To when.
         rounds: Over seeds.
         runs: Seed to what came of it.
+        memory: Planned and measured.
         picture: The curves; null without --plot.
     """
 
@@ -190,6 +204,7 @@ class ImpRun(TypedDict):
     rewind_step: int | None
     rounds: list[RoundOverSeeds]
     runs: dict[str, SeedRun]
+    memory: RunMemory
     picture: str | None
 
 
@@ -229,6 +244,7 @@ class VerdictRun(TicketVerdict):
         round: Whose tickets.
         sparsity: Of the tickets.
         start: What the networks were trained from, in words.
+        memory: Planned and measured.
         trainings: Every training, seed by seed.
     """
 
@@ -238,6 +254,7 @@ class VerdictRun(TicketVerdict):
     round: int
     sparsity: float
     start: str
+    memory: RunMemory
     trainings: list[JudgedTraining]  # type: ignore[misc]  # evaluations stay in the folder
 
 
@@ -250,6 +267,7 @@ class StabilityRun(Instability):
         run: The folder of `imp`.
         subject: "dense", or the round whose tickets were trained.
         seeds: Each of them.
+        memory: Planned and measured.
         picture: The curve; null without --plot.
     """
 
@@ -258,4 +276,5 @@ class StabilityRun(Instability):
     run: str
     subject: str
     seeds: list[int]
+    memory: RunMemory
     picture: str | None
