@@ -14,18 +14,21 @@ from nbclient import NotebookClient
 from traitlets.config import Config
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-SECONDS_A_CELL = 1800
+SECONDS_A_CELL, SECONDS_TO_START = 1800, 300  # on a machine that others use too
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
     """The notebook with what its cells gave; the exception of a cell that raised one."""
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
+        # Sockets in the folder: no port of this machine is opened.
+        kernel = Config({"KernelManager": {"transport": "ipc", "ip": str(Path(folder) / "kernel")}})
         NotebookClient(
             notebook,
             timeout=SECONDS_A_CELL,
+            startup_timeout=SECONDS_TO_START,
             kernel_name="python3",
-            config=Config({"KernelManager": {"transport": "ipc"}}),  # no port of this machine is opened
+            config=kernel,
             record_timing=False,  # the file changes where results do
             resources={"metadata": {"path": folder}},
         ).execute()
