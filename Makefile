@@ -77,6 +77,7 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/rank_correlation.py
 	$(BIN)/python benchmarks/imp.py
 	$(BIN)/python benchmarks/structured.py
+	$(BIN)/python benchmarks/deployment.py
 	$(BIN)/python benchmarks/early_bird_channels.py
 	$(BIN)/python benchmarks/memory_plan.py
 	$(BIN)/python benchmarks/batch_sizes.py
