@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lottery_tickets import (
@@ -113,6 +114,38 @@ def test_a_checkpoint_is_looked_at_on_disk_as_the_loaded_model_is(tmp_path: Path
     ]
     with pytest.raises(CheckpointError, match="neither a folder here nor"):
         validate_pruning_correctness("nothing", mask)
+
+
+def damaged() -> tuple[nn.Sequential, Mask]:
+    """A pruned network with rows that ranks cannot share evenly, some of its zeros filled, and a NaN."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3))
+    mask = create_magnitude_mask(model, 0.6)
+    apply_mask(model, mask)
+    with torch.no_grad():
+        for weight, name in ((model[0].weight, "0.weight"), (model[2].weight, "2.weight")):
+            filled = (~mask[name]).nonzero()[::3]
+            weight[tuple(filled.T)] = 1.0
+        model[0].weight[-1, -1] = float("nan")
+    return model, mask
+
+
+def check_in_parts(rank: int) -> Any:
+    model, mask = damaged()
+    for layer in (model[0], model[2], model):
+        fully_shard(layer)
+    other = {"gone": torch.ones(2), "0.weight": torch.ones(2, 2), "2.weight": mask["2.weight"]}
+    return validate_pruning_correctness(model, mask), validate_pruning_correctness(model, other)
+
+
+def test_a_model_in_parts_is_checked_as_the_whole_one(ranks):
+    model, mask = damaged()
+    whole = validate_pruning_correctness(model, mask)
+    assert all(check["not_zero"] for check in whole["tensors"].values())
+    assert whole["tensors"]["0.weight"]["nan"] == 1
+    for found, misfits in ranks(4).run(check_in_parts):
+        assert found == whole
+        assert len(misfits["problems"]) == 3
 
 
 # ---------------------------------------------------------------- sparsity and size

@@ -527,7 +527,7 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path, options: dict
 
 def test_a_disk_that_is_full_leaves_the_last_state(tmp_path, monkeypatch):
     undisturbed = prune(run_dir=tmp_path / "undisturbed")
-    write, writes = _folder.save_file, []
+    write, writes = _folder.write_tensors, []
 
     def full(*arguments: Any) -> None:
         writes.append(arguments)
@@ -535,7 +535,7 @@ def test_a_disk_that_is_full_leaves_the_last_state(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         write(*arguments)
 
-    monkeypatch.setattr(_folder, "save_file", full)
+    monkeypatch.setattr(_folder, "write_tensors", full)
     with pytest.raises(RunFolderError, match="No space left on device"):
         prune(run_dir=tmp_path / "run")
     monkeypatch.undo()

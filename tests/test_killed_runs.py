@@ -30,7 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 EPOCHS = {"search": "max_epochs", "prune": "epochs"}
 TIMES = {"seconds", "check_seconds", "peak_bytes"}
 # Functions inside of which something is half written, and the event in them before which the process is killed.
-WRITING = {"_written": 40, "_sync": 90, "_apart": 60, "record": 25, "replacing": 12}
+WRITING = {"_written": 40, "_sync": 90, "write_tensors": 60, "record": 25, "replacing": 12}
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,32 @@ def test_what_each_rank_has_is_brought_to_rank_0(ranks):
     assert [one is alone for one in Ranks().bring(alone, [alone.shape])] == [True]
 
 
+def share_out(rank: int, size: int) -> list[float]:
+    everyone = Ranks.world()
+    rows = torch.arange(3.0 * size).view(size, 3) * (rank + 1)
+    assert everyone.share_out(rows[:, :0].contiguous(), "nothing").numel() == 0
+    return everyone.share_out(rows, "w").tolist()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_each_rank_gets_the_sum_of_its_row(ranks, size):
+    times = size * (size + 1) / 2
+    expected = [[times * (3 * rank + place) for place in range(3)] for rank in range(size)]
+    assert ranks(size).run(share_out, size) == expected
+
+
+def share_out_unlike(rank: int) -> None:
+    everyone = Ranks.world()
+    with everyone.together():
+        everyone.share_out(torch.ones(2, 3), f"experts.{rank}.weight")
+
+
+def test_sums_of_different_tensors_are_not_added(ranks):
+    for error in ranks(2).attempt(share_out_unlike):
+        assert isinstance(error, DistributedError)
+        assert "rank 0: the sum of experts.0.weight; rank 1: the sum of experts.1.weight" in str(error)
+
+
 def fail(rank: int, failing: dict[int, Exception], *, before: bool) -> None:
     everyone = Ranks.world()
     with everyone.together(), everyone.together():

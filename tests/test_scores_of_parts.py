@@ -14,7 +14,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from lottery_tickets import ShardedMask, compute_ticket_overlap, create_importance_mask, importance_scoring
 from lottery_tickets.errors import DistributedError, ScoreError
-from lottery_tickets.gradients import _sums
+from lottery_tickets.gradients import _ranks, _sums
+from lottery_tickets.planning._shapes import Shapes
 from lottery_tickets.training import SharedBatches
 
 CRITERIA: dict[str, dict[str, Any]] = {
@@ -143,6 +144,20 @@ class Rows(nn.Module):
         return self.last(hidden.reshape(len(inputs), 10))
 
 
+class Dropping(nn.Module):
+    """A layer that batches go through once more, for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(72, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if len(inputs) > 1:
+            self.layer(inputs.flatten(1))
+        return self.layer(inputs.flatten(1))
+
+
 def of_other_shards(rank: int) -> list[dict[str, torch.Tensor]]:
     own = [batches()[number] for number in SHARES[2][rank]]
 
@@ -154,8 +169,9 @@ def of_other_shards(rank: int) -> list[dict[str, torch.Tensor]]:
     columns = in_parts(Net(), shard_placement_fn=along_columns, reshard_after_forward=False)
     narrow = in_parts(Net(), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     rows = in_parts(Rows())
-    half = in_parts(Net().bfloat16())
+    half, dropping = in_parts(Net().bfloat16()), in_parts(Dropping())
     found = [(columns, "fisher"), (columns, "wanda"), (rows, "fisher"), (narrow, "taylor"), (half, "taylor")]
+    found.append((dropping, "obd"))
     return [gathered(scores(model, criterion, own)) for model, criterion in found]
 
 
@@ -165,6 +181,7 @@ def test_other_shards_and_types_and_layers_that_mix_samples(ranks):
         *((scores(Net(), "fisher", batches()), 1e-5), (scores(Net(), "wanda", batches()), 1e-5)),
         (scores(Rows(), "fisher", batches()), 1e-5),
         *((half, 0.05), (half, 1e-5)),
+        (scores(Dropping(), "obd", batches()), 1e-5),
     ]
     for answer in ranks(2).run(of_other_shards):
         for found, (one, tolerance) in zip(answer, expected, strict=True):
@@ -203,14 +220,54 @@ def test_shares_of_fewer_samples_than_ranks_with_statistics_and_files(ranks, tmp
     assert len([*tmp_path.iterdir()]) == 2
 
 
-def held(rank: int) -> list[int]:
-    found = scores(in_parts(Net()), "obd", batches()[:1], store="device")
-    return [one.to_local().untyped_storage().nbytes() for one in found.values()]
+def held(rank: int) -> tuple[int, int]:
+    model = in_parts(Net())
+    found = scores(model, "obd", batches()[:1], store="device")
+    sizes = [one.to_local().untyped_storage().nbytes() for one in found.values()]
+    return sum(sizes), 4 * Shapes.of_model(model).count
 
 
-def test_a_rank_holds_its_part_and_no_more(ranks):
+def test_a_rank_holds_its_part_and_no_more_and_plans_for_it(ranks):
     whole = sum(one.nbytes for one in scores(Net(), "obd", batches()[:1]).values())
-    assert sum(sum(sizes) for sizes in ranks(2).run(held)) == whole
+    found = ranks(2).run(held)
+    assert all(made == planned for made, planned in found)
+    assert sum(made for made, _ in found) == whole
+
+
+# --- Sums of ranks ---
+
+
+def summed_ranks(rank: int, size: int) -> list[dict[str, torch.Tensor]]:
+    model = in_parts(coarse(Net()))
+    own = [batches()[number] for number in SHARES[size][rank]]
+    found = [importance_scoring.compute_hybrid_importance(model, own, {"magnitude": 0.7})]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_ranks, "_SORTED", 50)  # so that few values are told at a time
+        found.append(importance_scoring.compute_hybrid_importance(model, own, {"magnitude": 0.7}))
+    found.append(importance_scoring.compute_hybrid_importance(model, own, {"magnitude": 1.0, "fisher": 0.5}))
+    return [gathered(one) for one in found]
+
+
+def coarse(model: nn.Module) -> nn.Module:
+    """With many equal weights."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((parameter * 64).round() / 64)
+    return model
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_of_a_model_in_parts_are_among_all_its_weights(ranks, size):
+    hybrid, model = importance_scoring.compute_hybrid_importance, coarse(Net())
+    magnitudes, both = (
+        hybrid(model, batches(), {"magnitude": 0.7}),
+        hybrid(model, batches(), {"magnitude": 1.0, "fisher": 0.5}),
+    )
+    for whole, by_few, with_fisher in ranks(size).run(summed_ranks, size):
+        for found in (whole, by_few):
+            assert all(torch.equal(found[name], one) for name, one in magnitudes.items())
+        # Scores that rounding has let change places are neighbours.
+        assert all(float((with_fisher[name] - one).abs().max()) < 0.02 for name, one in both.items())
 
 
 # --- What is refused, and failing together ---
@@ -224,9 +281,19 @@ def failing(rank: int, how: str) -> None:
         data[1][0][0] = torch.nan
     if how == "nothing":
         data = []
-    if how in ("grasp", "hybrid"):
-        options: dict[str, Any] = {"weights": {"magnitude": 1.0}} if how == "hybrid" else {}
-        getattr(importance_scoring, f"compute_{how}_importance")(model, data, **options)
+    if how == "loss":
+
+        def loss_fn(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            if rank and len(labels) == 3:
+                raise KeyError("no such label")
+            return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+        importance_scoring.compute_fisher_importance(model, data, loss_fn=loss_fn)
+    if how == "statistics":
+        options: dict[str, Any] = {"return_stats": True, "progress": False}
+        importance_scoring.compute_taylor_importance(in_parts(Dropping()), data, **options)
+    if how == "grasp":
+        importance_scoring.compute_grasp_importance(model, data)
     if how == "synflow":
         importance_scoring.compute_synflow_importance(model, (2, 6, 6))
     if how == "tensors":
@@ -246,10 +313,10 @@ def failing(rank: int, how: str) -> None:
     ("how", "kind", "words"),
     [
         ("nan", ScoreError, "Batch 1, sample 0: the loss is nan"),
+        ("statistics", ScoreError, "layer.weight is called in places that the loss does not depend on"),
         ("nothing", ScoreError, "No sample has a label that counts"),
         ("grasp", DistributedError, "GraSP, which differentiates twice, is for models that every rank has whole"),
         ("synflow", DistributedError, "SynFlow, whose flow is one of magnitudes in float64"),
-        ("hybrid", DistributedError, "A sum of ranks over all weights together is for models that every rank has"),
         ("tensors", DistributedError, "weight is a DTensor that fully_shard has not made"),
     ],
 )
@@ -257,6 +324,13 @@ def test_what_cannot_be_scored_in_parts_is_an_error_on_all(ranks, how, kind, wor
     for answer in ranks(2).attempt(failing, how):
         assert type(answer) is kind, answer
         assert words in str(answer)
+
+
+def test_an_error_of_the_loss_on_one_rank_is_heard_by_all(ranks):
+    first, second = ranks(2).attempt(failing, "loss")
+    assert isinstance(second, KeyError)
+    assert isinstance(first, DistributedError)
+    assert str(first) == "rank 1 failed: KeyError: 'no such label'"
 
 
 # --- A language model ---

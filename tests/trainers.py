@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import struct
 import tempfile
@@ -104,9 +105,10 @@ def fitted(
         **options,
     }
     trainer = pytorch_lightning.Trainer(default_root_dir=folder, callbacks=list(callbacks), **options)
-    trainer.fit(
-        model, DataLoader(blobs(), batch_size=16), ckpt_path=ckpt, weights_only=None if ckpt is None else True
-    )
+    # Lightning before 2.6 has no such argument, and takes any pickle.
+    strictly = ckpt is not None and "weights_only" in inspect.signature(trainer.fit).parameters
+    strict = {"weights_only": True} if strictly else {}
+    trainer.fit(model, DataLoader(blobs(), batch_size=16), ckpt_path=ckpt, **strict)
     return trainer
 
 

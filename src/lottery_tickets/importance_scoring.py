@@ -35,7 +35,7 @@ from lottery_tickets.gradients import (
 )
 from lottery_tickets.masks import Patterns, local_of, reshard, spread_as, together
 from lottery_tickets.planning import refuse_if_too_large
-from lottery_tickets.training import joined
+from lottery_tickets.training import joined, lies_in_parts
 
 __all__ = [
     "GradientImportance",
@@ -478,6 +478,7 @@ def compute_hybrid_importance(
     Raises:
         ScoreError: An unknown criterion, a factor that is not positive, or see the criteria's own functions.
         MemoryPlanError: More memory is needed than is free.
+        DistributedError: A rank failed or has gone, or a model in parts of another kind than `fully_shard`'s.
 
     Example:
         >>> import torch
@@ -489,7 +490,7 @@ def compute_hybrid_importance(
         {'weight': tensor([[1.0000, 1.2500]])}
     """
     refuse_folder(model, "sums of ranks are of criteria that need the whole model in memory")
-    joined(model, shared.get("process_group"), "A sum of ranks over all weights together")
+    model, everyone = joined(model, shared.pop("process_group", None), "A sum of ranks", sharded=True)
     functions = _functions()
     given = dict(options or {})
     for name, factor in [*weights.items(), *dict.fromkeys(given, 1.0).items()]:
@@ -499,22 +500,25 @@ def compute_hybrid_importance(
             raise ScoreError(f"The factor of {name!r} is a positive number, got {factor!r}.")
     if not weights:
         raise ScoreError("weights is empty; give at least one criterion and its factor.")
-    # Of the ranks; what each criterion takes beside them it asks for itself.
-    refuse_if_too_large("magnitude", model, check=check_memory, include=include, exclude=exclude)
-    parameters = scorable(model, include, exclude)
-    ranks = {name: torch.zeros(parameter.shape) for name, parameter in parameters.items()}
     batches = dataloader
     if iter(batches_of(batches)) is batches:
         batches = list(batches)
-    for criterion, factor in weights.items():
-        chosen: dict[str, Any] = {"include": include, "exclude": exclude, "check_memory": check_memory}
-        chosen |= given.get(criterion, {})
-        if criterion == "magnitude":
-            scores = compute_magnitude_importance(model, **chosen)
-        else:
-            scores = functions[criterion](model, batches, **shared, **chosen)
-        add_ranks(scores, float(factor), ranks)
-    return ranks
+    shared["process_group"] = everyone.group
+    with everyone.together():
+        # Of the ranks; what each criterion takes beside them it asks for itself.
+        refuse_if_too_large("magnitude", model, check=check_memory, include=include, exclude=exclude)
+        parameters = scorable(model, include, exclude)
+        ranks = {name: torch.zeros(local_of(parameter).shape) for name, parameter in parameters.items()}
+        for criterion, factor in weights.items():
+            chosen: dict[str, Any] = {"include": include, "exclude": exclude, "check_memory": check_memory}
+            chosen |= given.get(criterion, {})
+            if criterion == "magnitude":
+                scores = compute_magnitude_importance(model, **chosen)
+            else:
+                scores = functions[criterion](model, batches, **shared, **chosen)
+            here = {name: local_of(score) for name, score in scores.items()}
+            add_ranks(here, float(factor), ranks, everyone if lies_in_parts(model) else None)
+    return {name: spread_as(parameters[name], one) for name, one in ranks.items()}
 
 
 def _functions() -> dict[str, Callable[..., Scores]]:

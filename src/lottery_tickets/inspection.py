@@ -6,12 +6,24 @@ import os
 from collections.abc import Mapping
 from typing import TypedDict
 
+import numpy as np
 import torch
 from torch import nn
 
 from lottery_tickets.errors import MaskError, ParameterSelectionError
 from lottery_tickets.large_models import map_parameters, resolve_model
-from lottery_tickets.masks import Mask, as_mask, packed_size, parameter_aliases, prunable_parameters, unpack_range
+from lottery_tickets.masks import (
+    Division,
+    Mask,
+    PackedBits,
+    as_mask,
+    local_of,
+    packed_size,
+    parameter_aliases,
+    prunable_parameters,
+    reshard,
+    unpack_range,
+)
 
 # Weights looked at together; a multiple of eight, since masks are cut at whole bytes.
 _BLOCK = 1 << 22
@@ -79,7 +91,8 @@ def validate_pruning_correctness(
 
     Args:
         model: A model whose pruned weights should be zero, such as after `apply_mask`; or the folder of a
-            checkpoint or its hub id, read from disk without loading the model.
+            checkpoint or its hub id, read from disk without loading the model. Of a model whose parameters are
+            DTensors each rank counts its own part, all ranks make the call, and all are told of the whole.
         mask: A `Mask` or a plain dict of tensors.
 
     Returns:
@@ -88,6 +101,7 @@ def validate_pruning_correctness(
     Raises:
         MaskError: Mask contents that are not one bit per weight.
         CheckpointError: A checkpoint that `resolve_model` refuses.
+        WeightsError: Modules of the older FSDP, whose parameters do not say which weights they are.
 
     Example:
         >>> import torch
@@ -102,6 +116,7 @@ def validate_pruning_correctness(
     """
     ticket = as_mask(mask)
     if isinstance(model, nn.Module):
+        reshard(model)
         tensors = _checks(dict(model.named_parameters(remove_duplicate=False)), ticket)
     else:
         with map_parameters(resolve_model(model), ticket) as stored:
@@ -183,31 +198,46 @@ def get_model_size(model: nn.Module) -> ModelSize:
 
 def _checks(parameters: Mapping[str, torch.Tensor], ticket: Mask) -> dict[str, TensorCheck]:
     kept = ticket.layer_kept()
-    return {name: _check(parameters.get(name), ticket, name, kept[name]) for name in ticket}
+    problems = {name: _misfit(parameters.get(name), ticket.shapes[name]) for name in ticket}
+    found = _wrong_weights({name: parameters[name] for name, problem in problems.items() if not problem}, ticket)
+    return {
+        name: _check(ticket.shapes[name].numel() - kept[name], *found.get(name, (0, 0)), problem)
+        for name, problem in problems.items()
+    }
 
 
-def _check(parameter: torch.Tensor | None, ticket: Mask, name: str, kept: int) -> TensorCheck:
-    shape = ticket.shapes[name]
-    check = TensorCheck(pruned=shape.numel() - kept, not_zero=0, nan=0, problems=[])
+def _check(pruned: int, not_zero: int, nan: int, problem: str) -> TensorCheck:
+    problems = [problem] if problem else []
+    if not_zero:
+        problems.append(f"{not_zero} of {pruned} pruned weights are not zero")
+    if nan:
+        problems.append(f"{nan} weights are NaN")
+    return TensorCheck(pruned=pruned, not_zero=not_zero, nan=nan, problems=problems)
+
+
+def _misfit(parameter: torch.Tensor | None, shape: torch.Size) -> str:
+    """Why a parameter cannot be looked at; empty if it can."""
     if parameter is None:
-        check["problems"].append("the model has no such parameter")
-    elif isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.is_meta:
-        check["problems"].append("the parameter has no values (meta device, or not initialised)")
-    elif parameter.shape != shape:
-        check["problems"].append(f"mask {tuple(shape)}, parameter {tuple(parameter.shape)}")
-    else:
-        check["not_zero"], check["nan"] = _wrong_weights(parameter.detach(), ticket, name)
-    if check["not_zero"]:
-        check["problems"].append(f"{check['not_zero']} of {check['pruned']} pruned weights are not zero")
-    if check["nan"]:
-        check["problems"].append(f"{check['nan']} weights are NaN")
-    return check
+        return "the model has no such parameter"
+    if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.is_meta:
+        return "the parameter has no values (meta device, or not initialised)"
+    return "" if parameter.shape == shape else f"mask {tuple(shape)}, parameter {tuple(parameter.shape)}"
 
 
-def _wrong_weights(weight: torch.Tensor, ticket: Mask, name: str) -> tuple[int, int]:
-    """Pruned weights that are not zero, and weights that are NaN."""
-    flat, packed = weight.reshape(-1), ticket.packed(name)
-    not_zero = nan = 0
+def _wrong_weights(parameters: Mapping[str, torch.Tensor], ticket: Mask) -> dict[str, tuple[int, int]]:
+    """Pruned weights that are not zero, and weights that are NaN; of parts, over all ranks."""
+    division = Division.of(parameters)
+    if division is None:
+        return {name: _counts(one.detach(), ticket.packed(name)) for name, one in parameters.items()}
+    counts = np.zeros((len(parameters), 2), np.int64)
+    for place, (name, parameter) in enumerate(parameters.items()):
+        if name in division.counted:
+            counts[place] = _counts(local_of(parameter), division.shards[name].cut(ticket.packed(name)))
+    return dict(zip(parameters, map(tuple, division.ranks.sum(counts).tolist()), strict=True))
+
+
+def _counts(weight: torch.Tensor, packed: PackedBits) -> tuple[int, int]:
+    flat, not_zero, nan = weight.reshape(-1), 0, 0
     for start in range(0, flat.numel(), _BLOCK):
         block = flat[start : start + _BLOCK]
         kept = unpack_range(packed, start, start + block.numel()).to(block.device)

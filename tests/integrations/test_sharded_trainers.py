@@ -29,7 +29,7 @@ from transformers.distributed import DistributedConfig
 
 from lottery_tickets import Mask, create_magnitude_mask, validate_pruning_correctness
 from lottery_tickets.errors import RunFolderError, TrainingError
-from lottery_tickets.integrations import lightning
+from lottery_tickets.integrations import compute_filled_zeros, lightning
 from lottery_tickets.integrations._adapters import uncompiled
 from lottery_tickets.integrations._folder import StateFolder
 from lottery_tickets.integrations._ranks import Saved
@@ -76,6 +76,8 @@ def launched(rank: int, *, accelerated: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
             patch.setenv(name, str(value))
+        for name in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
+            patch.setenv(name, "false")  # trainers set them, and are not to be heard of afterwards
         if accelerated:
             patch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
             told = ("gloo", DistributedType.MULTI_GPU)
@@ -196,8 +198,8 @@ def train_compiled(rank: int, folder: Path) -> Told:
     return train(rank, "accelerate", folder, 2, torch_compile=True)
 
 
-def adapt(rank: int, folder: Path) -> tuple[bool, bool]:
-    """Whether the pruned weights beneath the adapters are zero after training, and the adapters have moved."""
+def adapt(rank: int, folder: Path) -> tuple[dict[str, int], bool]:
+    """What is not zero beneath the adapters after training, and whether these have moved."""
     model = tiny_llama()
     mask = create_magnitude_mask(model, 0.3)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False))
@@ -206,15 +208,12 @@ def adapt(rank: int, folder: Path) -> tuple[bool, bool]:
         tuned(adapted, folder, HoldMaskCallback(mask), rows=ROWS, max_steps=2, **SHARDED)
     after = whole(adapted)
     moved = all(not torch.equal(after[name], one) for name, one in before.items())
-    beneath = {
-        name.removeprefix("base_model.model.").replace(".base_layer", ""): one for name, one in after.items()
-    }
-    return not any(beneath[name][~mask[name]].any() for name in mask), moved
+    return compute_filled_zeros(adapted, mask), moved
 
 
 @pytest.mark.slow
 def test_weights_beneath_adapters_are_held_where_they_are_sharded(ranks, tmp_path):
-    assert ranks(2).run(adapt, tmp_path) == [(True, True)] * 2
+    assert ranks(2).run(adapt, tmp_path) == [({}, True)] * 2
 
 
 def stumble(rank: int, folder: Path) -> None:

@@ -44,6 +44,9 @@ def test_the_citation_has_what_its_format_asks_for():
             "name" in author or {"given-names", "family-names"} <= author.keys() for author in one["authors"]
         )
     assert CITATION["message"]
+    page = (ROOT / "docs" / "citing.md").read_text(encoding="utf-8")
+    assert f"title   = {{{CITATION['title']}}}" in page
+    assert f"version = {{{CITATION['version']}}}" in page
 
 
 def test_the_pythons_of_the_policy_are_those_of_the_classifiers():

@@ -109,12 +109,28 @@ class InStep(Together):
 
     @contextmanager
     def passing(self, *, forward: bool = True) -> Iterator[None]:
-        """The same; an error in the middle cannot be heard by those that wait for this rank's weights."""
+        """The same; an error in the middle cannot be heard by those that wait for this rank's weights.
+
+        One of what comes after the model's forward pass, its loss, can.
+        """
         if forward:
             # What is left whole would not be told of flags that have changed.
             reshard(self._model)
-        with self.ranks.watched("A pass through a model in parts"):
-            yield
+        came_through: list[bool] = []
+        handle = self._model.register_forward_hook(lambda *_: came_through.append(True))
+        heard: Exception | None = None
+        try:
+            with self.ranks.watched("A pass through a model in parts"):
+                try:
+                    yield
+                except Exception as error:
+                    if not came_through:
+                        raise
+                    heard = error
+        finally:
+            handle.remove()
+        if heard is not None:
+            raise heard
 
     @contextmanager
     def watching(self, others: Mapping[str, Sequence[nn.Parameter]]) -> Iterator[None]:

@@ -48,7 +48,8 @@ def _line(numels: Sequence[int], removed: int, seed: int, streams: Sequence[int]
             digits = keys >> np.uint64(shift)
             if shift + _DIGIT < _KEY_BITS:
                 digits = digits[digits >> np.uint64(_DIGIT) == prefix]
-            counts += np.bincount(digits & np.uint64((1 << _DIGIT) - 1), minlength=counts.size)
+            last = digits & np.uint64((1 << _DIGIT) - 1)
+            counts += np.bincount(last.view(np.int64), minlength=counts.size)  # before numpy 2.2 it takes no other
         totals = np.cumsum(counts)
         digit = min(int(np.searchsorted(totals, removed)), counts.size - 1)
         removed -= int(totals[digit] - counts[digit])

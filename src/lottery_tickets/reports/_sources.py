@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
 from lottery_tickets._score_files import FORMAT as SCORES
@@ -183,6 +182,8 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Path], Found]] = {
 
 def _settings(folder: Path) -> dict[str, Any]:
     """Every option as the command has written it down; empty where that is gone."""
+    import yaml
+
     path = folder / _OPTIONS
     try:
         return {str(name): value for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items()}

@@ -106,11 +106,13 @@ def _by_its_own_means(model: Any) -> Iterator[None]:
         enable({"use_reentrant": False})
         yield
     finally:
-        model.disable_input_require_grads()
+        if vars(model).keys() & _HOOKS:  # where there are none, version 4 fails
+            model.disable_input_require_grads()
         for module, values in kept:
             for name in _SET:
                 vars(module).pop(name, None)
             vars(module).update(values)
 
 
-_SET = ("gradient_checkpointing", "_gradient_checkpointing_func", "_require_grads_hooks", "_require_grads_hook")
+_HOOKS = {"_require_grads_hooks", "_require_grads_hook"}
+_SET = ("gradient_checkpointing", "_gradient_checkpointing_func", *sorted(_HOOKS))
