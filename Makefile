@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help venv data browser demo test test-all pythons floors check licences wheel frozen docs bench reproduce clean
+.PHONY: help venv data browser demo test test-all pythons floors check licences wheel frozen docs bench notebooks reproduce clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -77,6 +77,7 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/rank_correlation.py
 	$(BIN)/python benchmarks/imp.py
 	$(BIN)/python benchmarks/structured.py
+	$(BIN)/python benchmarks/deployment.py
 	$(BIN)/python benchmarks/early_bird_channels.py
 	$(BIN)/python benchmarks/memory_plan.py
 	$(BIN)/python benchmarks/batch_sizes.py
@@ -84,6 +85,9 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/distributed.py
 	$(BIN)/python benchmarks/quality_from_disk.py
 	$(BIN)/python benchmarks/tables.py
+
+notebooks: data ## Run the notebooks and keep what they show: some minutes
+	$(BIN)/python scripts/notebooks.py
 
 reproduce: $(INSTALLED) ## The lottery ticket papers, again: an hour or more; go on with it by calling it again
 	$(BIN)/python benchmarks/reproduce.py --jobs 2

@@ -1,5 +1,6 @@
-"""The sections of docs/measurements.md, in their order."""
+"""The sections of docs/measurements.md, in their order, and the tables that other pages have marks for."""
 
+from _tables import deployment
 from _tables.birds import check, memory, optimizers, rank_correlation
 from _tables.disk import quality_from_disk, streaming
 from _tables.iterative import imp
@@ -14,3 +15,8 @@ SECTIONS = (
     *(selection, streaming, quality_from_disk, ranks, evaluation, scoring, criteria, optimizers, memory, check),
     *(rank_correlation, imp, reproduction, structured, early_bird_channels, plans),
 )
+BLOCKS = {
+    "deployment_disk": deployment.disk,
+    "deployment_passes": deployment.passes,
+    "deployment_cuda": deployment.cuda,
+}
