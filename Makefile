@@ -66,6 +66,7 @@ docs: $(INSTALLED) ## Serve the documents on localhost
 	$(BIN)/mkdocs serve
 
 bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/measurements.md
+	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/scoring.py

@@ -3,6 +3,7 @@
 from _tables import deployment
 from _tables.birds import check, memory, optimizers, rank_correlation
 from _tables.disk import quality_from_disk, streaming
+from _tables.imports import imports
 from _tables.iterative import imp
 from _tables.masks import evaluation, selection
 from _tables.planning import plans
@@ -13,7 +14,7 @@ from _tables.units import early_bird_channels, structured
 
 SECTIONS = (
     *(selection, streaming, quality_from_disk, ranks, evaluation, scoring, criteria, optimizers, memory, check),
-    *(rank_correlation, imp, reproduction, structured, early_bird_channels, plans),
+    *(rank_correlation, imp, reproduction, structured, early_bird_channels, plans, imports),
 )
 BLOCKS = {
     "deployment_disk": deployment.disk,
