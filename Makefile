@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help venv data browser demo test test-all pythons floors check licences wheel frozen docs bench bench-quick reproduce clean
+.PHONY: help venv data browser demo test test-all pythons floors check licences wheel frozen docs bench bench-quick notebooks reproduce clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -66,6 +66,7 @@ docs: $(INSTALLED) ## Serve the documents on localhost
 	$(BIN)/mkdocs serve
 
 bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/measurements.md
+	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/scoring.py
@@ -77,6 +78,7 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 	$(BIN)/python benchmarks/rank_correlation.py
 	$(BIN)/python benchmarks/imp.py
 	$(BIN)/python benchmarks/structured.py
+	$(BIN)/python benchmarks/deployment.py
 	$(BIN)/python benchmarks/early_bird_channels.py
 	$(BIN)/python benchmarks/memory_plan.py
 	$(BIN)/python benchmarks/batch_sizes.py
@@ -88,6 +90,9 @@ bench: data ## Run the benchmarks; results go to benchmarks/results/ and docs/me
 bench-quick: data ## Every benchmark in its quick form, into one file and docs/measurements-quick.md
 	$(BIN)/python benchmarks/run_all.py
 	$(BIN)/python benchmarks/tables.py
+
+notebooks: data ## Run the notebooks and keep what they show: some minutes
+	$(BIN)/python scripts/notebooks.py
 
 reproduce: $(INSTALLED) ## The lottery ticket papers, again: an hour or more; go on with it by calling it again
 	$(BIN)/python benchmarks/reproduce.py --jobs 2

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 BENCHMARKS = (
     *("selection", "streaming", "quality_from_disk", "distributed", "evaluation", "scoring", "criteria"),
     *("restoring", "early_bird_optimizers", "early_bird_memory", "early_bird_check", "rank_correlation", "imp"),
-    *("reproduce", "structured", "early_bird_channels", "memory_plan"),
+    *("reproduce", "structured", "early_bird_channels", "deployment", "import_time", "memory_plan"),
 )
 
 

@@ -21,8 +21,9 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 def test_measurements_are_those_of_the_result_files():
     pages = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["pages"]()
-    for name, text in pages.items():
-        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, name
+    assert {path.name for path in pages} >= {"measurements.md", "deployment.md"}
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text
 
 
 def test_what_is_concluded_of_the_criteria_is_what_was_measured():
@@ -183,3 +184,45 @@ def test_what_is_to_be_cited_is_there():
     assert set(keys) == {entry for entry in entries if entry != "lottery_tickets"}
     assert len(entries) == len(set(entries))
     assert f"version = {{{version('lottery-tickets')}}}" in page
+
+
+def test_what_is_concluded_of_channels_is_what_was_measured():
+    """The sentence at the end of docs/structured.md."""
+    rows = json.loads((ROOT / "benchmarks/results/early_bird_channels.json").read_text(encoding="utf-8"))["rows"]
+    shares = ("0.3", "0.5", "0.7")
+    birds, random = ([rows[f"{name} {share}"] for share in shares] for name in ("early bird", "random channels"))
+    assert all(bird["operations_ratio"] < 0.55 and bird["time_ratio"] < 1 for bird in birds)
+    assert [bird["accuracy"] for bird in birds] == sorted((bird["accuracy"] for bird in birds), reverse=True)
+    for bird, other in zip(birds, random, strict=True):
+        (low, high), (other_low, other_high) = bird["accuracy_interval"], other["accuracy_interval"]
+        assert max(low, other_low) <= min(high, other_high)
+
+
+def test_what_is_concluded_of_deployment_is_what_was_measured():
+    """The sentences of docs/deployment.md under its tables, in their order."""
+    results, structured = (
+        json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+        for name in ("deployment", "structured")
+    )
+    disk, held = results["disk"], results["weight_bytes"]
+    times = {
+        count: {name: min(values) for name, values in runs.items()} for count, runs in results["seconds"].items()
+    }
+    prompt, one = times["128"], times["1"]
+    eight, onnx = "eight-bit weights, ONNX Runtime", "0.9, zeros in place, ONNX Runtime"
+    for ticket in ("0.5", "0.9", "2:4"):
+        forms = disk[ticket]
+        assert forms["safetensors"] == disk["dense"]["safetensors"]
+        assert forms["ticket"] < forms["kept values and ticket, zstd"] < forms["gzip"] < forms["safetensors"]
+        assert forms["gzip"] < forms["kept values and ticket"]
+    for run in times.values():
+        assert 0.8 < run["0.9, zeros in place"] / run["dense"] < 1.25
+        assert run["0.9, CSR"] < run["dense"]
+        assert run[onnx] < run["0.9, CSR"]
+        assert run[eight] < run[onnx]
+    assert held["0.9, zeros in place"] == held["dense"]
+    assert 0.9 < held["0.5, CSR"] / held["dense"] < 1.1
+    assert prompt["0.5, CSR"] > prompt["dense"]
+    assert one["0.5, CSR"] > 0.8 * one["dense"]
+    assert max(held["0.9, CSR"], held[eight]) < held["dense"] / 2
+    assert max(structured["ratios"]["PyTorch"], structured["ratios"]["ONNX Runtime"]) < 0.8

@@ -2,6 +2,7 @@
 
 from _tables.birds import check, memory, optimizers, rank_correlation
 from _tables.disk import quality_from_disk, streaming
+from _tables.imports import imports
 from _tables.iterative import imp
 from _tables.masks import evaluation, selection
 from _tables.planning import plans
@@ -12,7 +13,7 @@ from _tables.units import early_bird_channels, structured
 
 SECTIONS = (
     *(selection, streaming, quality_from_disk, ranks, evaluation, scoring, criteria, optimizers, memory, check),
-    *(rank_correlation, imp, reproduction, structured, early_bird_channels, plans),
+    *(rank_correlation, imp, reproduction, structured, early_bird_channels, plans, imports),
 )
 
 HEADING = """# Measurements

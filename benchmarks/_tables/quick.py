@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from _tables import birds, disk, iterative, masks, planning, ranks, reproduction, scores, units
+from _tables import (
+    birds,
+    deployment,
+    disk,
+    imports,
+    iterative,
+    masks,
+    planning,
+    ranks,
+    reproduction,
+    scores,
+    units,
+)
 from _tables._format import Results, load, machine_line, other_work
 
 Table = Callable[[Results], str]
@@ -36,6 +48,8 @@ TABLES: dict[str, tuple[str, tuple[Table, ...]]] = {
     ),
     "structured": ("Structured tickets", (units.structured_table,)),
     "early_bird_channels": ("Early birds of channels", (units.channels_table,)),
+    "deployment": ("Production deployment", (deployment.disk_table, deployment.passes_table)),
+    "import_time": ("Import", (imports.modules_table, imports.processes_table)),
     "memory_plan": ("Memory, predicted and measured", (lambda found: planning.plans_table(found["rows"]),)),
 }
 
@@ -51,7 +65,8 @@ def page() -> str:
 Written by `python benchmarks/tables.py` from one file, which `python benchmarks/run_all.py` writes: every
 benchmark with fewer models, rounds and seeds, {minutes:,.0f} minutes for all of them on this machine. They show
 that everything runs and of what size its figures are; what to cite stands in [the full
-measurements](measurements.md), under the same headings, with what the columns mean and what to conclude.
+measurements](measurements.md) and on the page of [production deployment](deployment.md), under the same headings,
+with what the columns mean and what to conclude.
 
 {machine_line(results)}{other_work(results)}
 

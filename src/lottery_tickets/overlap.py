@@ -10,9 +10,10 @@ from typing import Literal, TypedDict, get_args
 import torch
 
 from lottery_tickets.errors import EvaluationError, MaskMismatchError
-from lottery_tickets.masks import Mask, as_mask, count_common
+from lottery_tickets.masks import Mask, ShardedMask, as_mask, count_common
 
 OverlapMethod = Literal["jaccard", "dice", "overlap"]
+_AnyMask = Mask | ShardedMask
 
 
 class OverlapSummary(TypedDict):
@@ -86,10 +87,11 @@ def compute_ticket_overlap(
     densities, layer by layer, would reach: a layer of n weights of which they keep a and b then has a
     hypergeometric intersection of mean `a b / n` and variance `a b (n - a)(n - b) / (n^2 (n - 1))`.
 
-    Counts are Python integers, made on the packed bits. The two masks may change places.
+    Counts are Python integers, made on the packed bits. The two masks may change places. Those of sharded models
+    are counted where they lie, and every rank gets the same result.
 
     Args:
-        mask1: A `Mask` or a plain dict of tensors.
+        mask1: A `Mask` or a plain dict of tensors; a `ShardedMask` on all of its ranks.
         mask2: Another.
         method: "jaccard", "dice" or "overlap".
         strict: Refuse masks that differ in layers or shapes, instead of skipping those layers.
@@ -98,8 +100,10 @@ def compute_ticket_overlap(
         A `TicketOverlap`.
 
     Raises:
-        MaskMismatchError: No layer in common; with `strict`, any layer that cannot be compared.
+        MaskMismatchError: No layer in common; with `strict`, any layer that cannot be compared; two masks of
+            models that are sharded in different ways.
         EvaluationError: An unknown method.
+        DistributedError: A rank of a `ShardedMask` failed or has gone.
 
     Example:
         >>> import torch
@@ -119,7 +123,7 @@ def compute_ticket_overlap(
     """
     if method not in get_args(OverlapMethod):
         raise EvaluationError(f"method is 'jaccard', 'dice' or 'overlap', got {method!r}.")
-    first, second = as_mask(mask1), as_mask(mask2)
+    first, second = (one if isinstance(one, ShardedMask) else as_mask(one) for one in (mask1, mask2))
     unmatched = _unmatched(first, second)
     layers = _compared(first, second, unmatched)
     if unmatched and (strict or not layers):
@@ -186,25 +190,31 @@ class _Counts:
         return (self.numel - kept) / self.numel if self.numel else 0.0
 
 
-def _unmatched(first: Mask, second: Mask) -> dict[str, str]:
+def _unmatched(first: _AnyMask, second: _AnyMask) -> dict[str, str]:
     """Layers that cannot be compared, each with the reason."""
-    reasons = {}
+    reasons, both = {}, {*first.names} & {*second.names}
     for name in sorted({*first.names, *second.names}):
-        if name not in first or name not in second:
-            reasons[name] = f"{name}: only in {'mask1' if name in first else 'mask2'}."
+        if name not in both:
+            reasons[name] = f"{name}: only in {'mask1' if name in first.names else 'mask2'}."
         elif first.shapes[name] != second.shapes[name]:
             shapes = tuple(first.shapes[name]), tuple(second.shapes[name])
             reasons[name] = f"{name}: shapes differ, {shapes[0]} in mask1 and {shapes[1]} in mask2."
     return reasons
 
 
-def _compared(first: Mask, second: Mask, unmatched: Mapping[str, str]) -> dict[str, _Counts]:
-    kept1, kept2 = first.layer_kept(), second.layer_kept()
-    return {
-        name: _Counts(numel, kept1[name], kept2[name], count_common(first.packed(name), second.packed(name)))
-        for name, numel in first.layer_numel().items()
-        if name not in unmatched
-    }
+def _compared(first: _AnyMask, second: _AnyMask, unmatched: Mapping[str, str]) -> dict[str, _Counts]:
+    numels, kept1, kept2 = first.layer_numel(), first.layer_kept(), second.layer_kept()
+    common = _common(first, second, [name for name in numels if name not in unmatched])
+    return {name: _Counts(numels[name], kept1[name], kept2[name], count) for name, count in common.items()}
+
+
+def _common(first: _AnyMask, second: _AnyMask, names: Sequence[str]) -> dict[str, int]:
+    """How many weights both keep, layer by layer."""
+    if isinstance(first, ShardedMask):
+        return first.common_kept(second, names)
+    if isinstance(second, ShardedMask):
+        return second.common_kept(first, names)
+    return {name: count_common(first.packed(name), second.packed(name)) for name in names}
 
 
 def _sum(layers: Sequence[_Counts]) -> _Counts:

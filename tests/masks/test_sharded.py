@@ -13,7 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from lottery_tickets import Mask, _ranks, applied, apply_mask, create_magnitude_mask, held, remove_mask
+from lottery_tickets import (
+    Mask,
+    _ranks,
+    applied,
+    apply_mask,
+    compute_ticket_overlap,
+    create_magnitude_mask,
+    held,
+    remove_mask,
+)
 from lottery_tickets._ranks import Ranks
 from lottery_tickets.errors import DistributedError, MaskAppliedError, MaskError, MaskMismatchError, WeightsError
 from lottery_tickets.masks import ShardedMask, local_of
@@ -52,6 +61,36 @@ def whole_digests() -> list[list[str]]:
 )
 def test_a_sharded_model_has_the_mask_of_the_whole_one(ranks, layout, size, whole_digests):
     assert ranks(size).run(draw, layout) == [whole_digests] * size
+
+
+def overlaps(rank: int, layout: str) -> list[Any]:
+    """Of two sharded masks, and of each with the other as a whole one."""
+    model = shard(mlp(), layout)
+    by_size, by_layer = (create_magnitude_mask(model, 0.5, scope=scope) for scope in ("global", "layer"))
+    whole_size, whole_layer = by_size.gathered(), by_layer.gathered()
+    pairs = [(by_size, by_layer), (by_size, whole_layer), (whole_size, by_layer)]
+    return [compute_ticket_overlap(*pair, method="dice") for pair in pairs]
+
+
+@pytest.mark.parametrize(("layout", "size"), [("fsdp", 2), ("both", 4)])
+def test_sharded_masks_overlap_as_whole_ones(ranks, layout, size):
+    whole = [create_magnitude_mask(mlp(), 0.5, scope=scope) for scope in ("global", "layer")]
+    expected = compute_ticket_overlap(*whole, method="dice")
+    assert 0 < expected["overall_overlap"] < 1
+    assert ranks(size).run(overlaps, layout) == [[expected] * 3] * size
+
+
+def other_cut(rank: int) -> Any:
+    """A mask of rows beside one of columns, and masks of other layers."""
+    rows, columns = (create_magnitude_mask(shard(mlp(), layout), 0.5) for layout in ("fsdp", "tensor parallel"))
+    with pytest.raises(MaskMismatchError, match="sharded in another way"):
+        compute_ticket_overlap(rows, columns)
+    with pytest.raises(MaskMismatchError, match="no layer in common"):
+        compute_ticket_overlap(rows, {"elsewhere": torch.ones(2, dtype=torch.bool)})
+
+
+def test_masks_cut_in_different_ways_do_not_overlap(ranks):
+    ranks(2).run(other_cut)
 
 
 def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:

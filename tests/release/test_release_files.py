@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -56,3 +57,11 @@ def test_the_pythons_of_the_policy_are_those_of_the_classifiers():
     policy = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
     assert f"| 3.{versions[0]} to 3.{versions[-1]}, on Linux |" in policy
     assert f"on Python 3.{versions[0]} with the lowest" in policy
+
+
+def test_importing_costs_less_than_torch_and_a_second_and_a_half():
+    """As measured by `benchmarks/import_time.py` in fresh processes, and nothing heavy is loaded."""
+    results = json.loads((ROOT / "benchmarks/results/import_time.json").read_text(encoding="utf-8"))
+    assert len(results["rows"]) == 4
+    assert all(row["median_seconds"] < min(1.5, results["torch_seconds"]) for row in results["rows"])
+    assert all(row["heavy"] == [] for row in results["rows"])

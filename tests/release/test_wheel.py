@@ -144,7 +144,7 @@ def test_nothing_else_is_installed_and_nothing_is_missing(python):
 def test_importing_all_of_it_loads_little_beside_torch(python):
     loaded = json.loads(bare.run(python, HERE / "inside_imports.py"))
     ours = {name for name in loaded if "cython" not in name}
-    assert ours <= {"lottery_tickets", "numpy", "psutil", "safetensors", "tqdm"}
+    assert ours <= {"lottery_tickets", "numpy", "psutil", "safetensors", "tqdm", "yaml"}
 
 
 def test_every_public_name_works_without_an_extra_or_names_it(python, tmp_path):

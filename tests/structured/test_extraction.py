@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from lottery_tickets._structured._drawing import units_of
 from lottery_tickets.errors import MaskError, MaskMismatchError, StructureError
 from lottery_tickets.masks import units_metadata
 from unit_networks import Residual, bert, image, llama, scattered, tokens
+
+FOUR = version("transformers").startswith("4.")  # BERT's code has the number of its heads written into it
 
 
 def outputs(model, inputs):
@@ -92,6 +95,8 @@ def transformers():
 @pytest.mark.parametrize("kind", ["head", "neuron"])
 def test_transformers_of_any_shape(transformers, number, kind):
     model, units = transformers[number]
+    if FOUR and (kind, number) == ("head", 1):
+        pytest.skip("transformers 4 has the number of BERT's heads in its code, and extraction is refused")
     for seed in range(2):
         check_same(model, random_mask(model, units[kind], seed), tokens(), loadable=False)
 
@@ -133,7 +138,9 @@ def test_what_no_configuration_says_is_refused():
     )
     with pytest.raises(StructureError, match=r"layers keep between 5 and 15 neurons.*allocation='uniform'"):
         extract_subnetwork(model, unlike)
-    # 24 inputs over 10 heads: transformers' own check of its configuration.
+    if FOUR:
+        return
+    # 24 inputs over 10 heads: transformers' own check of its configuration, from version 5 on.
     model = llama(kv_heads=6)
     odd = create_structured_mask(model, 0.2, unit="head", count="units", allocation="uniform")
     with pytest.raises(StructureError, match="multiple of the number of attention heads"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from lottery_tickets._dtensors import is_sharded
 from lottery_tickets.errors import MaskMismatchError
-from lottery_tickets.masks._bits import PackedBits
+from lottery_tickets.masks._bits import PackedBits, count_common
 from lottery_tickets.masks._mask import Mask, as_mask, digest_of, sparsity_of
 from lottery_tickets.masks._parameters import parameters_of
 from lottery_tickets.masks._shards import Division, Shard, assembled, reshard, shard_of
@@ -171,6 +171,29 @@ class ShardedMask(Mapping[str, torch.Tensor]):
         """Fraction removed per tensor; 0.0 for an empty tensor."""
         return {name: sparsity_of(self._kept[name], numel) for name, numel in self.layer_numel().items()}
 
+    def common_kept(self, other: Mask | ShardedMask, names: Sequence[str]) -> dict[str, int]:
+        """How many weights of each tensor both masks keep, counted where they lie; all ranks make this call.
+
+        Args:
+            other: A whole mask, the same on every rank, or one that is sharded in the same way.
+            names: Tensors that both masks have, in equal shapes.
+
+        Raises:
+            MaskMismatchError: A mask that is sharded in another way.
+            DistributedError: Another rank failed.
+        """
+        ranks, here = self._division.ranks, np.zeros(len(names), np.int64)
+        with ranks.together():
+            for number, name in enumerate(names):
+                if isinstance(other, ShardedMask):
+                    self._check_alike(name, other._division.shards[name])
+                    theirs = other.local.packed(name)
+                else:
+                    theirs = self._division.shards[name].cut(other.packed(name))
+                if name in self._division.counted:
+                    here[number] = count_common(self.local.packed(name), theirs)
+            return dict(zip(names, ranks.sum(here).tolist(), strict=True))
+
     # ---------------------------------------------------------------- the whole
 
     def digest(self) -> str:
@@ -244,11 +267,14 @@ class ShardedMask(Mapping[str, torch.Tensor]):
             MaskMismatchError: One of them is named.
         """
         for name, parameter in parameters.items():
-            if not shard_of(name, parameter).is_at(self._division.shards[name]):
-                raise MaskMismatchError(
-                    f"{name}: the mask was drawn from a model sharded in another way. mask.gathered() gives the "
-                    "whole mask, which fits any."
-                )
+            self._check_alike(name, shard_of(name, parameter))
+
+    def _check_alike(self, name: str, shard: Shard) -> None:
+        if not shard.is_at(self._division.shards[name]):
+            raise MaskMismatchError(
+                f"{name}: the mask was drawn from a model sharded in another way. mask.gathered() gives the "
+                "whole mask, which fits any."
+            )
 
 
 def ticket_of(model: nn.Module, mask: Mapping[str, torch.Tensor]) -> tuple[dict[str, nn.Parameter], Mask]:
