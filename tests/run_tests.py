@@ -20,7 +20,13 @@ ROOT = Path(__file__).parents[1]
 MODULES: dict[str, tuple[str, ...]] = {
     "masks": ("masks/*", "test_kernels*"),
     "magnitude": ("test_magnitude*", "sparsity/*", "test_kernels*"),
-    "importance": ("test_importance*", "test_every_criterion*", "test_score_files*", "test_ranks_scoring*"),
+    "importance": (
+        "test_importance*",
+        "test_every_criterion*",
+        "test_score_files*",
+        "test_ranks_scoring*",
+        "test_scores_of_*",
+    ),
     "early_bird": ("test_early_bird*", "test_cli_early_bird*", "detection/*", "structured/test_structured_birds*"),
     "training": ("training/*",),
     "iterative": ("iterative/*", "test_iterative*", "test_cli_imp*", "runs/*", "test_killed*"),
@@ -37,7 +43,13 @@ MODULES: dict[str, tuple[str, ...]] = {
     "reports": ("reports/*",),
     "command_line": ("test_cli*", "test_command_line*", "test_terminal*", "structured/test_cli*"),
     "vision": ("test_vision*", "test_data*"),
-    "documents": ("test_documents*", "test_public_surface*", "test_site*", "test_troubleshooting*"),
+    "documents": (
+        "test_documents*",
+        "test_public_surface*",
+        "test_site*",
+        "test_troubleshooting*",
+        "test_notebooks*",
+    ),
     "project": ("release/*", "test_benchmarks*", "test_run_tests*"),
     "errors": ("test_bad_input*", "test_atomic*", "test_logging*"),
 }
