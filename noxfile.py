@@ -8,6 +8,10 @@ Both install from the package index what a user would get there, and not what co
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+
 import nox
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -26,7 +30,12 @@ CORE = (
 )
 QUICKLY = ("--quiet", "--numprocesses", "2", "--dist", "loadfile")
 
+if shutil.which("pyenv"):  # its commands python3.10 and the like answer only for versions that are asked for
+    bare = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True).stdout
+    os.environ["PYENV_VERSION"] = ":".join(bare.split())
+
 nox.options.default_venv_backend = "uv"
+nox.options.download_python = "never"
 nox.options.sessions = ["pythons", "floors"]
 
 
