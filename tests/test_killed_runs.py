@@ -54,12 +54,14 @@ def reached(folder: Path) -> int:
     return int(states[-1].name.removeprefix("state-")) + 1 if states else 0
 
 
-def kill_and_compare(killer: Killer, what: str, folder: Path, times: int, share: float, epochs: int) -> None:
-    """Kill it so many times, each before this share of an undisturbed run's calls is made."""
+def kill_and_compare(
+    killer: Killer, what: str, folder: Path, times: int, shares: tuple[float, float], epochs: int
+) -> None:
+    """Kill it so many times, each when a share of an undisturbed run's calls between these two is made."""
     options, stream, seen = {**OPTIONS[what], EPOCHS[what]: epochs}, random.Random(20), []
     undisturbed = killer.run(what, folder / "undisturbed", **options)
     for _ in range(times):
-        moment = stream.randrange(int(share * undisturbed["calls"]))
+        moment = stream.randrange(*(int(share * undisturbed["calls"]) for share in shares))
         assert killer.run(what, folder / "killed", kill_at=moment, **options)["killed"], seen
         seen.append(reached(folder / "killed"))
     assert seen == sorted(seen)
@@ -71,13 +73,13 @@ def kill_and_compare(killer: Killer, what: str, folder: Path, times: int, share:
 
 @pytest.mark.parametrize("what", OPTIONS)
 def test_a_killed_run_ends_like_an_undisturbed_one(killer, tmp_path, what):
-    kill_and_compare(killer, what, tmp_path, times=2, share=0.5, epochs=6 if what == "search" else 2)
+    kill_and_compare(killer, what, tmp_path, times=2, shares=(0.25, 0.5), epochs=6 if what == "search" else 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", OPTIONS)
 def test_a_run_killed_at_twenty_random_moments_ends_like_an_undisturbed_one(killer, tmp_path, what):
-    kill_and_compare(killer, what, tmp_path, times=20, share=0.075, epochs=50 if what == "search" else 10)
+    kill_and_compare(killer, what, tmp_path, times=20, shares=(0, 0.075), epochs=50 if what == "search" else 10)
 
 
 def test_a_run_killed_while_it_writes_ends_like_an_undisturbed_one(killer, tmp_path):
